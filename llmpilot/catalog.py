@@ -1,0 +1,119 @@
+"""All options of the gpu and model groups as typed objects, and the way from a composed node to one object.
+
+The folder of configuration files is found here. What Hydra composes is none of this module's business.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig
+
+from llmpilot.config import Gpu, Model, parse, plain
+from llmpilot.errors import ConfigError, did_you_mean
+from llmpilot.hf_config import model_from_hf_config
+
+FROM_HF_CONFIG = "hf"  # the option of the model group that describes no model, but derives one
+
+
+def conf_dir() -> Path:
+    """Return the folder of the configuration groups: in an installed wheel, or the checkout's `conf`."""
+    package = Path(__file__).resolve().parent
+    packed = package / "conf"
+    return packed if packed.is_dir() else package.parent / "conf"
+
+
+def gpus(names: Sequence[str] | None = None) -> dict[str, Gpu]:
+    """Return option name -> GPU profile of one GPU; all options, or those named, in the order given.
+
+    Raises:
+        ConfigError: a name is no option of the gpu group, or its file is wrong.
+    """
+    return {name: parse(Gpu, _load("gpu", name) | {"count": 1}, "gpu") for name in _chosen("gpu", names)}
+
+
+def gpu_profiles(names: Sequence[str] | None = None) -> list[Gpu]:
+    """Return every GPU profile that is sold: each GPU type in each count that has a price.
+
+    Raises:
+        ConfigError: a name is no option of the gpu group, or its file is wrong.
+    """
+    return [
+        gpu.model_copy(update={"count": count})
+        for gpu in gpus(names).values()
+        for count in sorted(gpu.price_per_hour)
+    ]
+
+
+def models(names: Sequence[str] | None = None) -> dict[str, Model]:
+    """Return option name -> model; all options but `hf`, or those named, in the order given.
+
+    Raises:
+        ConfigError: a name is no option of the model group, or its file is wrong.
+    """
+    return {name: parse(Model, _load("model", name), "model") for name in _chosen("model", names)}
+
+
+def build_gpu(node: DictConfig | dict[str, Any]) -> Gpu:
+    """Return the GPU profile that the composed `gpu` node describes.
+
+    Raises:
+        ConfigError: an unknown key, an impossible value, or a count without a price.
+    """
+    return parse(Gpu, node, "gpu")
+
+
+def build_model(node: DictConfig | dict[str, Any]) -> Model:
+    """Return the model that the composed `model` node describes, facts or `+model=hf` alike.
+
+    With `hf`, `config` is the path of a config.json, relative to the current directory; all other keys that
+    are not null win over what it says.
+
+    Raises:
+        ConfigError: an unknown key, an impossible value, or a config.json that is missing or unusable.
+    """
+    facts = plain(node)
+    if not (isinstance(facts, dict) and "config" in facts):
+        return parse(Model, node, "model")
+    path = facts.pop("config")
+    if not isinstance(path, str) or not path:
+        raise ConfigError(
+            "model=hf needs the config.json of a Hugging Face model",
+            given=f"model.config={'null' if path is None else path}",
+            cure="+model=hf model.config=path/to/config.json",
+        )
+    return model_from_hf_config(path, overrides=facts)
+
+
+def options(group: str) -> list[str]:
+    """Return the names of a group's options, but `hf`."""
+    return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml") if file.stem != FROM_HF_CONFIG)
+
+
+def _chosen(group: str, names: Sequence[str] | None) -> Sequence[str]:
+    known = options(group)
+    for name in names if names is not None else []:
+        if name not in known:
+            raise ConfigError(
+                f"there is no {group} {name!r}",
+                given=f"{group}={name}",
+                cure=f"{did_you_mean(name, known)}the options are {', '.join(known)}",
+            )
+    return known if names is None else names
+
+
+def _load(group: str, name: str) -> dict[str, Any]:
+    return dict(_read(conf_dir() / group / f"{name}.yaml"))
+
+
+@cache
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        facts = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not YAML", given=str(error), cure="correct it") from None
+    if not isinstance(facts, dict):
+        raise ConfigError(f"{file} is not a mapping of keys to values", cure="its neighbours are examples")
+    return facts

@@ -1,0 +1,274 @@
+"""Every typed schema of the configuration, on one screen. Facts only: nothing here runs anything.
+
+Hydra composes plain dictionaries; `parse` turns a part of them into one of these frozen objects, or
+raises a ConfigError that names key, value and cure.
+"""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from llmpilot.errors import ConfigError, did_you_mean
+
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Facts(BaseModel):
+    """Base of all schemas: frozen, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Gpu(Facts):
+    """A GPU profile: `count` GPUs of one type in one pod, the model sharded over them (tensor parallel).
+
+    Figures are per GPU and from the vendor's datasheet; TFLOPs are dense (without sparsity) fp16/bf16
+    tensor throughput; `link_gb_s` is the bandwidth between two GPUs of the pod, both directions together.
+    """
+
+    name: str
+    vendor: Literal["nvidia", "amd"]
+    architecture: str
+    memory_gb: PositiveFloat
+    bandwidth_gb_s: PositiveFloat
+    tflops_fp16: PositiveFloat
+    link: Literal["pcie3", "pcie4", "pcie5", "nvlink", "infinity-fabric"]
+    link_gb_s: PositiveFloat
+    price_per_hour: dict[PositiveInt, PositiveFloat]
+    price_source: str
+    datasheet: str
+    count: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _count_is_sold(self) -> "Gpu":
+        if self.count not in self.price_per_hour:
+            sold = ", ".join(str(n) for n in sorted(self.price_per_hour))
+            raise ValueError(
+                f"gpu.count={self.count} is not sold for {self.name}: there is a price for {sold}. "
+                f"Take one of these, or add a price: +gpu.price_per_hour.{self.count}=<$ per hour>"
+            )
+        return self
+
+    @property
+    def profile(self) -> str:
+        """`2 x A100-40GB`: the name of the profile in tables and plots."""
+        return f"{self.count} x {self.name}"
+
+    @property
+    def cost_per_hour(self) -> float:
+        """Price of one pod with this profile [$ per hour]."""
+        return self.price_per_hour[self.count]
+
+
+class Model(Facts):
+    """An LLM's architecture facts, as far as they decide its speed and memory. Decoder figures unless said.
+
+    `parameters_b` counts all weights [1e9]; `active_parameters_b` those that one token passes through;
+    `encoder_parameters_b` those used for the input only. `kv_bytes_per_token` is the KV cache of one token
+    over all layers, before sharding.
+    """
+
+    name: str
+    hf_id: str
+    architecture: str
+    parameters_b: PositiveFloat
+    active_parameters_b: PositiveFloat
+    encoder_parameters_b: NonNegative = 0.0
+    n_layers: PositiveInt
+    n_encoder_layers: Annotated[int, Field(ge=0)] = 0
+    d_model: PositiveInt
+    n_heads: PositiveInt
+    n_kv_heads: PositiveInt
+    head_dim: PositiveInt
+    kv_bytes_per_token: PositiveFloat
+    vocabulary_size: PositiveInt
+    max_positions: PositiveInt | None = None
+    n_experts: PositiveInt = 1
+    experts_per_token: PositiveInt = 1
+    weight_bytes_per_parameter: PositiveFloat = 2.0
+    torch_dtype: str = "bfloat16"
+    flash_attention: bool = True
+    source: str = ""
+
+    @model_validator(mode="after")
+    def _parts_within_whole(self) -> "Model":
+        if self.active_parameters_b > self.parameters_b:
+            raise ValueError("active_parameters_b is larger than parameters_b")
+        if self.experts_per_token > self.n_experts:
+            raise ValueError("experts_per_token is larger than n_experts")
+        return self
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether the input passes through an encoder of its own (T5 and its kin)."""
+        return self.n_encoder_layers > 0
+
+    @property
+    def kv_shards(self) -> int:
+        """Over how many GPUs tensor parallelism can split the KV cache without keeping a part twice.
+
+        A latent cache (DeepSeek's MLA), recognised by being smaller than its heads would need, cannot be split.
+        """
+        per_head = 2 * self.n_layers * self.head_dim * 2.0
+        return 1 if self.kv_bytes_per_token < 0.4 * per_head * self.n_kv_heads else self.n_kv_heads
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes that the weights take in GPU memory, over all GPUs of the profile."""
+        return self.parameters_b * 1e9 * self.weight_bytes_per_parameter
+
+
+class Sla(Facts):
+    """The latency promise: limits on the `percentile` of each level's latencies; null means no limit."""
+
+    nttft_ms: PositiveFloat | None = 100.0
+    itl_ms: PositiveFloat | None = 50.0
+    ttft_ms: PositiveFloat | None = None
+    tpot_ms: PositiveFloat | None = None
+    e2e_ms: PositiveFloat | None = None
+    percentile: Literal[50, 90, 95, 99] = 50
+    max_failure_rate: Share = 0.01
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) or value is None else [value]
+
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+Ladder = Annotated[list[T], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class Load(Facts):
+    """How requests arrive, and how long each level of the ladder is measured.
+
+    The ladder is a list of user counts (closed loop), of request rates [1/s] (poisson, gamma) or of
+    speed-ups of the trace's own timestamps (replay). `burstiness` is the shape of gamma arrivals: 1 is
+    Poisson, less is burstier. After the window, load goes on for at most `drain_s` until every measured
+    request has ended.
+    """
+
+    arrival: Literal["closed", "poisson", "gamma", "replay"]
+    users: Ladder[PositiveInt] | None = None
+    rates_per_s: Ladder[PositiveFloat] | None = None
+    speedups: Ladder[PositiveFloat] | None = None
+    duration_s: PositiveFloat = 120.0
+    warmup_s: NonNegative = 10.0
+    drain_s: PositiveFloat = 300.0
+    burstiness: PositiveFloat = 1.0
+    trace: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _ladder_makes_sense(self) -> "Load":
+        name = LADDERS[self.arrival][0]
+        ladder = getattr(self, name)
+        if ladder is None:
+            raise ValueError(f"load.{name} is missing: the levels to measure, e.g. load.{name}=[1,2,4]")
+        if sorted(set(ladder)) != ladder:
+            raise ValueError(f"load.{name}={ladder} must rise, without repeats")
+        return self
+
+    @property
+    def levels(self) -> list[float]:
+        """The ladder, whatever it counts."""
+        return list(getattr(self, LADDERS[self.arrival][0]))
+
+    @property
+    def unit(self) -> str:
+        """What a level of the ladder is: users, requests/s, or x the trace's own speed."""
+        return LADDERS[self.arrival][1]
+
+
+LADDERS = {
+    "closed": ("users", "users"),
+    "poisson": ("rates_per_s", "requests/s"),
+    "gamma": ("rates_per_s", "requests/s"),
+    "replay": ("speedups", "x trace speed"),
+}
+
+
+class Tracking(Facts):
+    """Which MLflow tracking server runs go to, and how long to wait for its answers."""
+
+    uri: str
+    experiment_prefix: str = "llm-pilot"
+    timeout_s: PositiveFloat = 10.0
+
+    @field_validator("uri")
+    @classmethod
+    def _known_scheme(cls, uri: str) -> str:
+        scheme = uri.split(":", 1)[0].split("+", 1)[0] if ":" in uri else "file"
+        if scheme not in TRACKING_SCHEMES:
+            raise ValueError(
+                f"tracking.uri={uri} is no MLflow tracking URI: take sqlite:///mlflow.db, http://HOST:PORT or "
+                f"another of the schemes {', '.join(TRACKING_SCHEMES)}"
+            )
+        return uri
+
+
+TRACKING_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "file", "databricks")
+
+
+def plain(node: Any) -> Any:
+    """Return a configuration node as plain Python values, interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def parse(schema: type[M], node: DictConfig | dict[str, Any], key: str) -> M:
+    """Return `node`, the part of the configuration under `key`, as an object of `schema`.
+
+    Raises:
+        ConfigError: an unknown key or an impossible value; the message names it and what to do.
+    """
+    try:
+        return schema.model_validate(plain(node))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _explain(schema, first, key) from None
+
+
+def _explain(schema: type[BaseModel], problem: Any, key: str) -> ConfigError:
+    where = ".".join([key, *(str(part) for part in problem["loc"])])
+    if problem["type"] == "extra_forbidden":
+        options = list(schema.model_fields)
+        hint = did_you_mean(str(problem["loc"][-1]), options)
+        return ConfigError(
+            f"{where} is not a key of {key}", given=problem["input"], cure=f"{hint}the keys are {', '.join(options)}"
+        )
+    if problem["type"] == "missing":
+        return ConfigError(f"{where} is missing", cure=f"add it to the {key} file or on the command line: +{where}=...")
+    if problem["type"] == "value_error":
+        return ConfigError(str(problem["ctx"]["error"]))
+    description = schema.model_fields.get(str(problem["loc"][0])) if problem["loc"] else None
+    cure = f"set {where}=<value>" if description is None else f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return ConfigError(f"{where} is not possible", given=problem["input"], cure=cure)
+
+
+def build(node: DictConfig, key: str) -> Any:
+    """Return the behaviour that a configuration node names in `_target_`, checked like the facts.
+
+    Raises:
+        ConfigError: no such target, an unknown key or an impossible value.
+    """
+    values = plain(node)
+    target = values.pop("_target_", None)
+    if target is None:
+        raise ConfigError(f"{key} names no _target_", given=values, cure=f"choose an option: {key}=simulated")
+    try:
+        schema = get_class(target)
+    except Exception as error:
+        raise ConfigError(f"{key}._target_ cannot be imported: {error}", given=target) from None
+    return parse(schema, values, key)

@@ -1,0 +1,1 @@
+"""Places where a service runs, one file each: context managers that yield an endpoint and always clean up."""

@@ -1,0 +1,57 @@
+"""The record of every request of one load level: columnar, times in whole microseconds. No statistics."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from llmpilot.workload import Requests
+
+Int = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Records:
+    """Requests in the order of sending; times [us] count from the level's start, -1 where one never came.
+
+    `failure` is "" for a success, else the failure's kind. `gap_us` holds the gaps between consecutive
+    output tokens of one sequence of each request, back to back; request i owns
+    `gap_us[gap_offsets[i]:gap_offsets[i + 1]]`. `window_us` is the steady window that counts: what was
+    sent before it is warm-up, what was sent after it keeps the load up (drain).
+    """
+
+    level: float
+    window_us: tuple[int, int]
+    requests: Requests
+    sent_us: Int
+    first_token_us: Int
+    done_us: Int
+    failure: NDArray[np.str_]
+    gap_us: Int
+    gap_offsets: Int
+
+    def __len__(self) -> int:
+        return len(self.sent_us)
+
+    def to_table(self) -> pa.Table:
+        """Return one row per request, with its token gaps as a list column."""
+        gaps = pa.ListArray.from_arrays(
+            pa.array(self.gap_offsets, pa.int32()), pa.array(self.gap_us, pa.int32())
+        )
+        requests = self.requests
+        columns = {
+            "level": pa.array(np.full(len(self), self.level)),
+            "sent_us": pa.array(self.sent_us),
+            "first_token_us": pa.array(self.first_token_us),
+            "done_us": pa.array(self.done_us),
+            "failure": pa.array(self.failure.tolist(), pa.string()).dictionary_encode(),
+            "input_tokens": pa.array(requests.input_tokens, pa.int32()),
+            "output_tokens": pa.array(requests.output_tokens, pa.int32()),
+            "batch_size": pa.array(requests.batch_size, pa.int32()),
+            "in_window": pa.array((self.sent_us >= self.window_us[0]) & (self.sent_us < self.window_us[1])),
+            "token_gaps_us": gaps,
+        }
+        metadata = {"level": self.level, "window_us": list(self.window_us)}
+        return pa.table(columns).replace_schema_metadata({"llmpilot": json.dumps(metadata)})

@@ -1,0 +1,104 @@
+"""What is sent and when: requests drawn from a workload model or replayed from a trace, and their arrivals."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmpilot.config import Load, parse
+from llmpilot.errors import ConfigError, TraceError
+from llmpilot.simulator import RequestSource
+from llmpilot.workload import (
+    Requests,
+    TraceColumns,
+    WorkloadModel,
+    concatenate,
+    gamma,
+    poisson,
+    read_trace,
+    replay,
+)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The load of one run: where its requests come from, and for a replay, their own timestamps [s]."""
+
+    load: Load
+    workload: WorkloadModel
+    seed: int
+    replayed: Requests | None = None
+    timestamps_s: NDArray[np.float64] | None = None
+
+    def requests(self) -> RequestSource:
+        """Return the requests of a level from their beginning: every level and GPU sees the same ones."""
+        return _Rows(self.replayed) if self.replayed is not None else self.workload.stream(self.seed)
+
+    def arrivals_s(self, level: float, until_s: float) -> NDArray[np.float64]:
+        """Return when requests are sent in an open loop at this level, up to `until_s`."""
+        if self.load.arrival == "poisson":
+            return poisson(level, until_s, self.seed)
+        if self.load.arrival == "gamma":
+            return gamma(level, self.load.burstiness, until_s, self.seed)
+        assert self.timestamps_s is not None
+        return replay(self.timestamps_s, level, until_s)
+
+    @property
+    def heaviest_request_tokens(self) -> int:
+        """The largest batch weight that a single request can have."""
+        if self.replayed is not None:
+            return int(self.replayed.weights.max())
+        return self.workload.heaviest_weight
+
+
+def open_traffic(load: Load, workload: WorkloadModel, seed: int) -> Traffic:
+    """Return the traffic of a run; for a replay, read as much of the trace as the ladder can need.
+
+    Raises:
+        ConfigError, TraceError: load.trace is missing or cannot be used.
+    """
+    if load.arrival != "replay":
+        return Traffic(load, workload, seed)
+    path, columns = _trace_of(load)
+    until_s = (load.warmup_s + load.duration_s) * max(load.levels)
+    parts: list[Requests] = []
+    times: list[NDArray[np.float64]] = []
+    for requests, timestamps_s in read_trace(path, columns):
+        if timestamps_s is None:
+            raise ConfigError("a replay needs timestamps", cure="set load.trace.columns.timestamp=<column>")
+        parts.append(requests)
+        times.append(timestamps_s)
+        if timestamps_s[-1] > until_s:
+            break
+    timestamps = np.concatenate(times)
+    if timestamps[-1] / min(load.levels) <= load.warmup_s:
+        raise TraceError(
+            f"the trace ends after {timestamps[-1]:.0f} s, within the warm-up of {load.warmup_s:g} s",
+            given=path,
+            cure="shorten load.warmup_s and load.duration_s, or take a longer trace",
+        )
+    return Traffic(load, workload, seed, concatenate(parts), timestamps)
+
+
+def _trace_of(load: Load) -> tuple[Path, TraceColumns]:
+    trace: dict[str, Any] = dict(load.trace or {})
+    unknown = set(trace) - {"path", "columns"}
+    if unknown:
+        raise ConfigError(f"load.trace.{min(unknown)} is not a key", cure="the keys are path and columns")
+    if not trace.get("path"):
+        raise ConfigError("load.trace.path is missing: the trace to replay", cure="add load.trace.path=my.csv")
+    return Path(trace["path"]), parse(TraceColumns, trace.get("columns") or {}, "load.trace.columns")
+
+
+class _Rows:
+    """A table of requests as a source that ends."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests, self._taken = requests, 0
+
+    def take(self, n: int) -> Requests:
+        part = self._requests.take(slice(self._taken, self._taken + n))
+        self._taken += len(part)
+        return part

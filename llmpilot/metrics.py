@@ -1,0 +1,182 @@
+"""Records -> latencies, throughput, goodput, failures, u_max and cost. Pure functions; no I/O.
+
+Definitions, after the LLM-Pilot paper (section III) and the field's usage:
+TTFT is the time from sending to the first output token, nTTFT that divided by the input tokens, ITL every
+single gap between two output tokens (over all gaps of all requests), TPOT a request's mean gap, E2E the
+time from sending to the last token. Latencies are those of successful requests sent in the steady window;
+throughput counts what happened within the window, whenever it was sent.
+"""
+
+from math import fsum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmpilot.config import Sla
+from llmpilot.loadtest import Records
+
+PERCENTILES = (50, 90, 95, 99)
+LATENCIES = ("ttft_ms", "nttft_ms", "itl_ms", "tpot_ms", "e2e_ms")
+STATISTICS = (*(f"p{p}" for p in PERCENTILES), "mean")
+RATES = (
+    "requests_per_s",
+    "goodput_per_s",
+    "throughput_tok_s",
+    "input_tok_s",
+    "total_tok_s",
+    "concurrency_mean",
+    "failure_rate",
+)
+
+Level = dict[str, Any]
+
+
+def summarize(records: Records, sla: Sla, unit: str = "users") -> Level:
+    """Return one level's figures: counts, failures by kind, latency statistics and rates.
+
+    Latencies are in ms (nTTFT: ms per input token), null without a successful request; rates are per
+    second, tokens are output tokens unless named otherwise.
+    """
+    start_us, end_us = records.window_us
+    window_s = (end_us - start_us) / 1e6
+    ok = records.failure == ""
+    measured = (records.sent_us >= start_us) & (records.sent_us < end_us)
+    good, bad = ok & measured, ~ok & measured
+    copies, inputs = records.requests.batch_size, records.requests.input_tokens
+
+    ttft_us = records.first_token_us - records.sent_us
+    e2e_us = records.done_us - records.sent_us
+    gap_counts = np.diff(records.gap_offsets)
+    decode_us = _sums(records.gap_us, records.gap_offsets)
+    several = good & (gap_counts > 0)
+    tpot_ms = decode_us / np.maximum(gap_counts, 1) / 1e3
+    nttft_ms = ttft_us / inputs / 1e3
+
+    gaps_wanted = np.repeat(np.where(good, copies, 0), gap_counts)
+    gaps_ms = np.repeat(records.gap_us, gaps_wanted) / 1e3
+
+    token_us, token_weight = _token_times(records, np.where(ok, copies, 0), gap_counts)
+    output_tokens = int(token_weight[(token_us >= start_us) & (token_us < end_us)].sum())
+    prefilled = ok & (records.first_token_us >= start_us) & (records.first_token_us < end_us)
+    input_tokens = int((inputs * copies)[prefilled].sum())
+    completed = ok & (records.done_us >= start_us) & (records.done_us < end_us)
+
+    within = good & _within_sla(sla, ttft_us / 1e3, nttft_ms, tpot_ms, gap_counts, e2e_us / 1e3)
+    n_ok, n_bad = int(good.sum()), int(bad.sum())
+    kinds, counts = np.unique(records.failure[bad], return_counts=True)
+    return {
+        "users": int(records.level) if unit == "users" else None,
+        "level": records.level,
+        "requests_ok": n_ok,
+        "requests_failed": n_bad,
+        "ttft_ms": statistics(ttft_us[good] / 1e3),
+        "nttft_ms": statistics(nttft_ms[good]),
+        "itl_ms": statistics(gaps_ms),
+        "tpot_ms": statistics(tpot_ms[several]),
+        "e2e_ms": statistics(e2e_us[good] / 1e3),
+        "requests_per_s": int(completed.sum()) / window_s,
+        "goodput_per_s": int(within.sum()) / window_s,
+        "throughput_tok_s": output_tokens / window_s,
+        "input_tok_s": input_tokens / window_s,
+        "total_tok_s": (input_tokens + output_tokens) / window_s,
+        "concurrency_mean": _concurrency(records) / (end_us - start_us),
+        "failure_rate": n_bad / (n_ok + n_bad) if n_ok + n_bad else 0.0,
+        "failures": {str(kind): int(count) for kind, count in zip(kinds, counts, strict=True)},
+        "excluded": {
+            "warmup": int((records.sent_us < start_us).sum()),
+            "drain": int((records.sent_us >= end_us).sum()),
+        },
+    }
+
+
+def statistics(values: NDArray[np.float64]) -> dict[str, float | None]:
+    """Return percentiles (linear interpolation) and mean of the values; all null when there are none."""
+    if not len(values):
+        return dict.fromkeys(STATISTICS)
+    percentiles = np.percentile(values, PERCENTILES)
+    # fsum: the mean of the same values is the same float on every machine, whatever its vector units.
+    mean = fsum(values.tolist()) / len(values)
+    return {f"p{p}": round(float(v), 6) for p, v in zip(PERCENTILES, percentiles, strict=True)} | {
+        "mean": round(mean, 6)
+    }
+
+
+def meets_sla(level: Level, sla: Sla) -> bool:
+    """Whether a level keeps every limit at the SLA's percentile, and the failure rate."""
+    if level["requests_ok"] == 0 or level["failure_rate"] > sla.max_failure_rate:
+        return False
+    for latency in LATENCIES:
+        limit = getattr(sla, latency)
+        value = level[latency][f"p{sla.percentile}"]
+        if limit is not None and value is not None and value > limit:
+            return False
+    return True
+
+
+def last_within_sla(levels: list[Level], sla: Sla) -> Level | None:
+    """Return the last level, going up, before the first that breaks the SLA (the paper's u_max)."""
+    last = None
+    for level in sorted(levels, key=lambda item: item["level"]):
+        if not meets_sla(level, sla):
+            break
+        last = level
+    return last
+
+
+def cost_per_million_output_tokens(level: Level | None, cost_per_hour: float) -> float | None:
+    """Return $ per 1e6 output tokens when the service runs at this level all the time."""
+    if level is None or level["throughput_tok_s"] == 0:
+        return None
+    return float(cost_per_hour / (level["throughput_tok_s"] * 3600) * 1e6)
+
+
+def _within_sla(
+    sla: Sla,
+    ttft_ms: NDArray[np.float64],
+    nttft_ms: NDArray[np.float64],
+    tpot_ms: NDArray[np.float64],
+    gap_counts: NDArray[np.int64],
+    e2e_ms: NDArray[np.float64],
+) -> NDArray[np.bool_]:
+    """Whether each request by itself kept the limits; its ITL is judged by its mean gap."""
+    kept = np.ones(len(ttft_ms), dtype=bool)
+    pairs = (
+        (ttft_ms, sla.ttft_ms),
+        (nttft_ms, sla.nttft_ms),
+        (tpot_ms, sla.itl_ms),
+        (tpot_ms, sla.tpot_ms),
+        (e2e_ms, sla.e2e_ms),
+    )
+    for values, limit in pairs:
+        if limit is not None:
+            kept &= (values <= limit) | ((values is tpot_ms) & (gap_counts == 0))
+    return kept
+
+
+def _sums(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the sum of each segment `values[offsets[i]:offsets[i + 1]]`."""
+    total = np.concatenate([[0], np.cumsum(values)])
+    return np.asarray(total[offsets[1:]] - total[offsets[:-1]])
+
+
+def _token_times(
+    records: Records, copies: NDArray[np.int64], gap_counts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return when each output token of the wanted requests arrived [us], and for how many sequences."""
+    total = np.concatenate([[0], np.cumsum(records.gap_us)])
+    base_us = records.first_token_us - total[records.gap_offsets[:-1]]
+    later_us = total[1:] + np.repeat(base_us, gap_counts)
+    started = np.where(records.first_token_us >= 0, copies, 0)
+    return (
+        np.concatenate([records.first_token_us, later_us]),
+        np.concatenate([started, np.repeat(copies, gap_counts)]),
+    )
+
+
+def _concurrency(records: Records) -> int:
+    """Return the time [us] that requests spent in flight within the window, summed."""
+    start_us, end_us = records.window_us
+    done_us = np.where(records.done_us >= 0, records.done_us, end_us)
+    overlap_us = np.minimum(done_us, end_us) - np.maximum(records.sent_us, start_us)
+    return int(np.maximum(overlap_us, 0).sum())

@@ -1,0 +1,274 @@
+"""What a person looks at: the table on the terminal, plots as PNG, and one interactive HTML page."""
+
+import html
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from llmpilot.console import out, say
+from llmpilot.files import replacing, write_text
+
+Result = dict[str, Any]
+LATENCY_LABELS = {
+    "ttft_ms": "TTFT [ms]",
+    "nttft_ms": "nTTFT [ms per input token]",
+    "itl_ms": "ITL [ms]",
+    "e2e_ms": "E2E [ms]",
+}
+SHOWN = ("p50", "p90", "p99")
+
+
+def print_table(result: Result) -> None:
+    """Print one row per level."""
+    table = Table(title=None, header_style="bold")
+    for name in (
+        result["level_unit"],
+        "ok",
+        "failed",
+        "TTFT p50",
+        "p95",
+        "nTTFT p50",
+        "ITL p50",
+        "p95",
+        "E2E p50",
+        "tokens/s",
+        "requests/s",
+        "goodput/s",
+        "$/1M tokens",
+    ):
+        table.add_column(name, justify="right")
+    for level in result["levels"]:
+        within = level["level"] <= result["level_max"]
+        table.add_row(
+            f"{level['level']:g}",
+            str(level["requests_ok"]),
+            str(level["requests_failed"]),
+            _figure(level["ttft_ms"]["p50"], 0),
+            _figure(level["ttft_ms"]["p95"], 0),
+            _figure(level["nttft_ms"]["p50"], 2),
+            _figure(level["itl_ms"]["p50"], 1),
+            _figure(level["itl_ms"]["p95"], 1),
+            _figure(level["e2e_ms"]["p50"], 0),
+            _figure(level["throughput_tok_s"], 0),
+            _figure(level["requests_per_s"], 2),
+            _figure(level["goodput_per_s"], 2),
+            _figure(_dollars_per_million(level, result), 2),
+            style=None if within else "dim",
+        )
+    out.print(table)
+
+
+def conclusion(result: Result) -> str:
+    """Return the answer in one sentence."""
+    service = f"{result['model']} on {result['count']} x {result['gpu']}"
+    limits = ", ".join(
+        f"{key.removesuffix('_ms')} <= {value:g} ms"
+        for key, value in result["sla"].items()
+        if key.endswith("_ms") and value is not None
+    )
+    promise = f"the SLA ({limits or 'no latency limit'} at p{result['sla']['percentile']}"
+    promise += f", failures <= {result['sla']['max_failure_rate']:.1%})"
+    if not result["level_max"]:
+        return f"{service} keeps {promise} at no measured level (${result['cost_per_hour']:g}/h)."
+    price = result["cost_per_million_output_tokens"]
+    cost = f", ${price:.2f} per million output tokens there" if price is not None else ""
+    return (
+        f"{service} takes {result['level_max']:g} {result['level_unit']} within {promise}; "
+        f"${result['cost_per_hour']:g}/h{cost}."
+    )
+
+
+def print_sweep(cells: list[dict[str, Any]]) -> None:
+    """Print one row per cell of a sweep: its answer, or why it has none."""
+    table = Table(title="sweep", header_style="bold")
+    for name in ("cell", "status", "u_max", "$/h", "$/1M tokens at u_max", "$/h per user"):
+        table.add_column(name, justify="left" if name in ("cell", "status") else "right")
+    for entry in cells:
+        result = entry.get("result") or {}
+        largest, cost = result.get("level_max"), result.get("cost_per_hour")
+        table.add_row(
+            entry["cell"],
+            entry["status"],
+            _figure(largest, 0),
+            _figure(cost, 2),
+            _figure(result.get("cost_per_million_output_tokens"), 2),
+            _figure(cost / largest if cost and largest else None, 3),
+        )
+    say()
+    out.print(table)
+
+
+def write(result: Result, folder: Path) -> None:
+    """Write `plots/*.png` and `report.html` into `folder`, whole or not at all."""
+    plots = folder / "plots"
+    _plot_latency(result, plots / "latency_over_load.png")
+    _plot_throughput(result, plots / "latency_over_throughput.png")
+    write_text(folder / "report.html", _page(result))
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _dollars_per_million(level: dict[str, Any], result: Result) -> float | None:
+    tokens_per_hour = level["throughput_tok_s"] * 3600
+    return result["cost_per_hour"] / tokens_per_hour * 1e6 if tokens_per_hour else None
+
+
+def _title(result: Result) -> str:
+    return (
+        f"{result['model']} on {result['count']} x {result['gpu']} ({result['measurement']}), "
+        f"workload {result['workload']}, max batch weight {result['max_batch_weight']:,}"
+    )
+
+
+def _series(result: Result, latency: str, stat: str) -> tuple[list[float], list[float]]:
+    points = [(level["level"], level[latency][stat]) for level in result["levels"]]
+    points = [(x, y) for x, y in points if y is not None]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _limit(result: Result, latency: str) -> float | None:
+    value: float | None = result["sla"].get(latency)
+    return value
+
+
+def _plot_latency(result: Result, path: Path) -> None:
+    """Latency percentiles over the load, one panel per latency, the SLA's limit dashed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    for axes, (latency, label) in zip(figure.subplots(2, 2).flat, LATENCY_LABELS.items(), strict=True):
+        for stat in SHOWN:
+            axes.plot(*_series(result, latency, stat), marker="o", label=stat)
+        limit = _limit(result, latency)
+        if limit is not None:
+            axes.axhline(limit, color="tab:red", linestyle="--", label=f"SLA, p{result['sla']['percentile']}")
+        axes.set(xlabel=result["level_unit"], ylabel=label, xscale="log", yscale="log")
+        ticks = [level["level"] for level in result["levels"]]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(_title(result))
+    _save(figure, path)
+
+
+def _plot_throughput(result: Result, path: Path) -> None:
+    """Latency against throughput and against throughput per dollar: the knee is where to run."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots(2, 2)
+    per_dollar = 3600 / result["cost_per_hour"] / 1e6
+    for row, latency in zip(axes, ("ttft_ms", "itl_ms"), strict=True):
+        for panel, scale, label in (
+            (row[0], 1.0, "output tokens/s"),
+            (row[1], per_dollar, "million output tokens per $"),
+        ):
+            levels = [level for level in result["levels"] if level[latency]["p50"] is not None]
+            x = [level["throughput_tok_s"] * scale for level in levels]
+            panel.plot(x, [level[latency]["p50"] for level in levels], marker="o", label="p50")
+            panel.plot(x, [level[latency]["p95"] for level in levels], marker="o", label="p95")
+            for position, level in zip(x, levels, strict=True):
+                where = (position, level[latency]["p50"])
+                panel.annotate(f"{level['level']:g}", where, textcoords="offset points", xytext=(4, -11))
+            panel.set(xlabel=label, ylabel=LATENCY_LABELS[latency], yscale="log")
+            panel.grid(alpha=0.3)
+            panel.legend()
+    figure.suptitle(f"{_title(result)}\nnumbers at the points: {result['level_unit']}")
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+
+
+def _page(result: Result) -> str:
+    """Return a page that needs no network: conclusion, charts to hover over, and the table of levels."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    panels = [*LATENCY_LABELS.items(), ("itl_ms", "ITL [ms]"), ("ttft_ms", "TTFT [ms]")]
+    titles = [f"{label} over {result['level_unit']}" for label in LATENCY_LABELS.values()]
+    titles += ["ITL over output tokens/s", "TTFT over million output tokens per $"]
+    figure = make_subplots(rows=3, cols=2, subplot_titles=titles)
+    scales = {4: 1.0, 5: 3600 / result["cost_per_hour"] / 1e6}
+    for index, (latency, _) in enumerate(panels):
+        where = {"row": index // 2 + 1, "col": index % 2 + 1}
+        levels = [level for level in result["levels"] if level[latency]["p50"] is not None]
+        scale = scales.get(index)
+        x = [level["level"] if scale is None else level["throughput_tok_s"] * scale for level in levels]
+        for stat, colour in zip(("p50", "p90", "p95", "p99"), ("#1f77b4", "#2ca02c", "#ff7f0e", "#d62728"), strict=True):
+            figure.add_trace(
+                go.Scatter(
+                    x=x,
+                    y=[level[latency][stat] for level in levels],
+                    name=stat,
+                    legendgroup=stat,
+                    showlegend=index == 0,
+                    line={"color": colour},
+                    mode="lines+markers",
+                    customdata=[[level["level"], level["throughput_tok_s"]] for level in levels],
+                    hovertemplate=f"%{{customdata[0]}} {result['level_unit']}: %{{y:.4g}} ms, "
+                    "%{customdata[1]:.0f} tokens/s",
+                ),
+                **where,
+            )
+        figure.update_yaxes(type="log", **where)
+        if scale is None:
+            figure.update_xaxes(type="log", **where)
+            if _limit(result, latency) is not None:
+                figure.add_hline(y=_limit(result, latency), line_dash="dash", line_color="red", **where)
+    figure.update_layout(height=1050, margin={"t": 60, "b": 40})
+    charts = figure.to_html(full_html=False, include_plotlyjs=True, div_id="charts")
+    return PAGE.format(
+        title=html.escape(_title(result)),
+        conclusion=html.escape(conclusion(result)),
+        charts=charts,
+        table=_html_table(result),
+    )
+
+
+def _html_table(result: Result) -> str:
+    columns = {
+        result["level_unit"]: lambda level: f"{level['level']:g}",
+        "requests ok": lambda level: f"{level['requests_ok']:,}",
+        "failed": lambda level: ", ".join(f"{n} {kind}" for kind, n in level["failures"].items()) or "0",
+        "left out: warm-up": lambda level: f"{level['excluded']['warmup']:,}",
+        "left out: drain": lambda level: f"{level['excluded']['drain']:,}",
+        "output tokens/s": lambda level: _figure(level["throughput_tok_s"], 0),
+        "requests/s": lambda level: _figure(level["requests_per_s"], 2),
+        "goodput/s": lambda level: _figure(level["goodput_per_s"], 2),
+        "$ per 1M output tokens": lambda level: _figure(_dollars_per_million(level, result), 2),
+    }
+    for latency, label in {**LATENCY_LABELS, "tpot_ms": "TPOT [ms]"}.items():
+        for stat in ("p50", "p95", "p99", "mean"):
+            columns[f"{label} {stat}"] = lambda level, latency=latency, stat=stat: _figure(level[latency][stat], 2)
+    rows = []
+    for name, show in columns.items():
+        cells = "".join(f"<td>{html.escape(show(level))}</td>" for level in result["levels"])
+        rows.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
+    return f"<table>{''.join(rows)}</table>"
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font-family: system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }}
+table {{ border-collapse: collapse; font-size: .85rem; }}
+th {{ text-align: left; font-weight: 600; padding-right: 1rem; }}
+td {{ text-align: right; padding: .15rem .6rem; font-variant-numeric: tabular-nums; }}
+tr {{ border-bottom: 1px solid #ddd; }}
+.answer {{ font-size: 1.1rem; font-weight: 600; }}
+</style></head><body>
+<h1>{title}</h1>
+<p class="answer">{conclusion}</p>
+{charts}
+<h2>Levels</h2>
+{table}
+</body></html>
+"""

@@ -1,0 +1,268 @@
+"""A service under load in virtual time: the clock jumps over stretches in which the batch does not change.
+
+Cost grows with the number of requests: a stretch of decode steps is one entry whatever its length, and
+token times are expanded from these entries at the end, in numpy. Deterministic: plain arithmetic only,
+and every time that leaves this module is rounded to whole microseconds.
+"""
+
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from math import inf, sqrt
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmpilot.simulator.batching import Batcher, Decode, Outcome, Sequence
+from llmpilot.simulator.service import VirtualService
+from llmpilot.workload import Requests, concatenate
+
+CHUNK = 4096
+Times = NDArray[np.int64]
+
+
+class RequestSource(Protocol):
+    """An endless or long enough stream of requests."""
+
+    def take(self, n: int) -> Requests:
+        """Return the next `n` requests, or fewer where the source ends."""
+        ...
+
+
+@dataclass(frozen=True)
+class SimulatedRequests:
+    """What happened to every request, in the order of sending; times in whole microseconds from the start.
+
+    `gap_us` holds the gaps between consecutive tokens of one sequence of each request, back to back;
+    request i owns `gap_us[gap_offsets[i]:gap_offsets[i + 1]]`. -1 marks a time that never came.
+    """
+
+    requests: Requests
+    sent_us: Times
+    first_token_us: Times
+    done_us: Times
+    outcome: NDArray[np.int64]
+    gap_us: Times
+    gap_offsets: Times
+
+
+def simulate_closed(
+    service: VirtualService, requests: RequestSource, users: int, stop_sending_ms: float, drain_ms: float
+) -> SimulatedRequests:
+    """Simulate `users` clients of which each sends its next request as soon as the last one ended.
+
+    Users keep the load up until every request sent before `stop_sending_ms` has ended, or `drain_ms` more
+    have passed; what is open then is UNFINISHED.
+    """
+    run = _Run(service, _Feed(requests), stop_sending_ms, drain_ms)
+    for _ in range(users):
+        run.send(0.0)
+    run.resend = True
+    return run.to_the_end()
+
+
+def simulate_open(
+    service: VirtualService,
+    requests: RequestSource,
+    arrivals_ms: NDArray[np.float64],
+    stop_sending_ms: float,
+    drain_ms: float,
+) -> SimulatedRequests:
+    """Simulate requests that are sent at `arrivals_ms` [n], whatever the service does."""
+    run = _Run(service, _Feed(requests), stop_sending_ms, drain_ms)
+    for arrival_ms in arrivals_ms.tolist():
+        run.send(arrival_ms)
+    return run.to_the_end()
+
+
+class _Feed:
+    """The request stream, one request at a time, as plain integers."""
+
+    def __init__(self, stream: RequestSource) -> None:
+        self._stream = stream
+        self._chunks: list[Requests] = []
+        self._rows: list[tuple[int, int, int]] = []
+
+    def get(self, index: int) -> tuple[int, int, int]:
+        """Return (input tokens, output tokens, sequences) of request `index`."""
+        while index >= len(self._rows):
+            chunk = self._stream.take(CHUNK)
+            self._chunks.append(chunk)
+            columns = (chunk.input_tokens, chunk.output_tokens, chunk.batch_size)
+            self._rows.extend(zip(*(column.tolist() for column in columns), strict=True))
+        return self._rows[index]
+
+    def head(self, count: int) -> Requests:
+        """Return the first `count` requests as a table."""
+        self.get(max(0, count - 1))
+        return concatenate(self._chunks).take(slice(count))
+
+
+@dataclass
+class _Stretches:
+    """Runs of decode steps with an unchanged batch: start time, steps, first duration, increment."""
+
+    start_ms: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    first_ms: list[float] = field(default_factory=list)
+    increment_ms: list[float] = field(default_factory=list)
+
+    def add(self, now_ms: float, steps: int, action: Decode) -> None:
+        self.start_ms.append(now_ms)
+        self.steps.append(steps)
+        self.first_ms.append(action.first_ms)
+        self.increment_ms.append(action.increment_ms)
+
+    def step_end_us(self) -> Times:
+        """Return when every decode step ended [total steps], in whole microseconds."""
+        steps = np.asarray(self.steps, dtype=np.int64)
+        stretch = np.repeat(np.arange(len(steps)), steps)
+        done = np.arange(1, len(stretch) + 1) - (np.cumsum(steps) - steps)[stretch]
+        first = np.asarray(self.first_ms)[stretch]
+        increment = np.asarray(self.increment_ms)[stretch]
+        ends = np.asarray(self.start_ms)[stretch] + done * first + increment * (done * (done - 1) // 2)
+        return _microseconds(ends)
+
+
+class _Run:
+    """One simulated level: clients' sends, the engine's actions, and the virtual clock between them."""
+
+    def __init__(self, service: VirtualService, feed: _Feed, stop_sending_ms: float, drain_ms: float) -> None:
+        self.batcher = Batcher(service.rule, service.step_times, service.kv_capacity_tokens)
+        self.feed = feed
+        self.overhead_ms = service.request_overhead_ms
+        self.stop_sending_ms, self.deadline_ms = stop_sending_ms, stop_sending_ms + drain_ms
+        self.resend = False
+        self.now_ms = 0.0
+        self.awaited = 0  # requests sent before `stop_sending_ms` and not yet ended
+        self.arrivals: list[tuple[float, int]] = []  # at the engine's door: (ms, request)
+        self.sent_ms: list[float] = []
+        self.first_token_ms: list[float] = []
+        self.done_ms: list[float] = []
+        self.outcome: list[int] = []
+        self.first_step: list[int] = []
+        self.last_step: list[int] = []
+        self.stretches = _Stretches()
+
+    def send(self, sent_ms: float) -> None:
+        """Let a client send the next request of the stream."""
+        index = len(self.sent_ms)
+        self.sent_ms.append(sent_ms)
+        self.first_token_ms.append(-1.0)
+        self.done_ms.append(-1.0)
+        self.outcome.append(Outcome.UNFINISHED)
+        self.first_step.append(0)
+        self.last_step.append(0)
+        self.awaited += sent_ms < self.stop_sending_ms
+        heappush(self.arrivals, (sent_ms + self.overhead_ms, index))
+
+    def to_the_end(self) -> SimulatedRequests:
+        """Run until no awaited request is open, then expand the records."""
+        batcher = self.batcher
+        while self.awaited and self.now_ms < self.deadline_ms:
+            self._let_in()
+            action = batcher.next_action(self.now_ms)
+            if action is None:
+                if not self.arrivals:
+                    break
+                self.now_ms = self.arrivals[0][0]
+            elif isinstance(action, Decode):
+                self._decode(action)
+            else:
+                self.now_ms += action.duration_ms
+                if action.out_of_memory:
+                    batcher.drop_prefill()
+                    self._end(action.sequences, Outcome.OUT_OF_MEMORY)
+                    continue
+                for sequence in action.sequences:
+                    self.first_token_ms[sequence.index] = self.now_ms
+                self._end(batcher.finish_prefill(action), Outcome.OK)
+                for sequence in action.sequences:
+                    self.first_step[sequence.index] = sequence.first_step
+        return self._records()
+
+    def _let_in(self) -> None:
+        arrivals, batcher = self.arrivals, self.batcher
+        while arrivals and arrivals[0][0] <= self.now_ms:
+            arrived_ms, index = heappop(arrivals)
+            input_tokens, output_tokens, copies = self.feed.get(index)
+            sequence = Sequence(index, input_tokens, output_tokens, copies, arrived_ms)
+            if not batcher.enqueue(sequence):
+                self._end([sequence], Outcome.TOO_LONG)
+
+    def _decode(self, action: Decode) -> None:
+        next_arrival_ms = self.arrivals[0][0] if self.arrivals else inf
+        steps = _steps_until(action, min(next_arrival_ms, self.deadline_ms) - self.now_ms)
+        if steps:
+            self.stretches.add(self.now_ms, steps, action)
+            self.now_ms += action.duration_ms(steps)
+            self._end(self.batcher.finish_decode(steps), Outcome.OK)
+        if action.out_of_memory and steps == action.steps:
+            self._end(self.batcher.lose_batch(), Outcome.OUT_OF_MEMORY)
+
+    def _end(self, sequences: list[Sequence], outcome: Outcome) -> None:
+        for sequence in sequences:
+            index = sequence.index
+            self.done_ms[index] = self.now_ms
+            self.outcome[index] = outcome
+            self.first_step[index] = max(sequence.first_step, 0)
+            self.last_step[index] = self.batcher.step
+            self.awaited -= self.sent_ms[index] < self.stop_sending_ms
+            if self.resend:
+                self.send(self.now_ms)
+
+    def _records(self) -> SimulatedRequests:
+        step_end_us = self.stretches.step_end_us()
+        first_token_us = _microseconds(np.asarray(self.first_token_ms))
+        started = np.asarray(self.first_token_ms) >= 0
+        done_us = _microseconds(np.asarray(self.done_ms))
+        outcome = np.asarray(self.outcome, dtype=np.int64)
+        first_step = np.asarray(self.first_step, dtype=np.int64)
+        last_step = np.where(outcome == Outcome.UNFINISHED, self.batcher.step, np.asarray(self.last_step))
+        gaps = np.where(started, last_step - first_step, 0)
+        gap_us, offsets = _expand_gaps(step_end_us, first_token_us, first_step, gaps)
+        return SimulatedRequests(
+            requests=self.feed.head(len(outcome)),
+            sent_us=_microseconds(np.asarray(self.sent_ms)),
+            first_token_us=np.where(started, first_token_us, -1),
+            done_us=np.where(np.asarray(self.done_ms) >= 0, done_us, -1),
+            outcome=outcome,
+            gap_us=gap_us,
+            gap_offsets=offsets,
+        )
+
+
+def _steps_until(action: Decode, wait_ms: float) -> int:
+    """Return after how many steps the time `wait_ms` from now has been reached, at most `action.steps`."""
+    if action.duration_ms(action.steps) <= wait_ms:
+        return action.steps
+    half = action.increment_ms / 2
+    linear = action.first_ms - half
+    if half > 0:
+        guess = int((sqrt(linear * linear + 4 * half * max(0.0, wait_ms)) - linear) / (2 * half))
+    else:
+        guess = int(wait_ms / linear)
+    steps = max(1, min(guess, action.steps))
+    while steps < action.steps and action.duration_ms(steps) < wait_ms:
+        steps += 1
+    while steps > 1 and action.duration_ms(steps - 1) >= wait_ms:
+        steps -= 1
+    return steps
+
+
+def _expand_gaps(
+    step_end_us: Times, first_token_us: Times, first_step: Times, gaps: Times
+) -> tuple[Times, Times]:
+    """Return the gaps between the tokens of every request [sum of gaps] and where each request's begin."""
+    offsets = np.concatenate([[0], np.cumsum(gaps)]).astype(np.int64)
+    owner = np.repeat(np.arange(len(gaps)), gaps)
+    within = np.arange(offsets[-1]) - offsets[:-1][owner]
+    token_us = step_end_us[first_step[owner] + within]
+    gap_us = np.diff(token_us, prepend=0)
+    starts = offsets[:-1][gaps > 0]
+    gap_us[starts] = token_us[starts] - first_token_us[gaps > 0]
+    return gap_us, offsets
+
+
+def _microseconds(ms: NDArray[np.float64]) -> Times:
+    return np.rint(ms * 1000.0).astype(np.int64)

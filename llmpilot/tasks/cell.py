@@ -1,0 +1,138 @@
+"""A cell of the experiment grid: one (model, GPU profile, engine) with all that decides its result."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+import llmpilot
+from llmpilot import catalog
+from llmpilot.config import Gpu, Load, Model, Sla, build, parse
+from llmpilot.deploy.simulated import SimulatedDeployment
+from llmpilot.engine.simulated import SimulatedEngine
+from llmpilot.errors import ConfigError
+from llmpilot.loadtest import Traffic, open_traffic
+from llmpilot.secrets import redact_tree
+from llmpilot.sizing import require_fit
+from llmpilot.workload import load_workload
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Everything that decides what a characterization measures, checked and typed."""
+
+    model: Model
+    gpu: Gpu
+    engine: SimulatedEngine
+    deployment: SimulatedDeployment
+    max_batch_weight: int
+    load: Load
+    sla: Sla
+    seed: int
+    workload_name: str
+    workload_hash: str
+    traffic: Traffic
+
+    @property
+    def name(self) -> str:
+        """`starcoder on 1 x A100-40GB`: the run's name."""
+        return f"{self.model.name} on {self.gpu.profile}"
+
+    def facts(self) -> dict[str, Any]:
+        """Return all of it as nested plain values, secrets hidden."""
+        facts = {
+            "model": self.model.model_dump(),
+            "gpu": self.gpu.model_dump(),
+            "engine": {"name": self.engine.name, **self.engine.model_dump()},
+            "deployment": {"name": self.deployment.name, **self.deployment.model_dump()},
+            "max_batch_weight": self.max_batch_weight,
+            "load": self.load.model_dump(),
+            "sla": self.sla.model_dump(),
+            "workload": {"name": self.workload_name, "content_hash": self.workload_hash},
+            "seed": self.seed,
+            "version": llmpilot.__version__,
+        }
+        hidden: dict[str, Any] = redact_tree(facts)
+        return hidden
+
+    def config_hash(self) -> str:
+        """Return a hash that two cells share exactly when they would measure the same."""
+        canonical = json.dumps(self.facts(), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def params(self) -> dict[str, str]:
+        """Return the facts as MLflow params: flat, one scalar each."""
+        return {key: str(value) for key, value in _flatten(self.facts())}
+
+
+def compose(cfg: DictConfig) -> Cell:
+    """Return the cell that a composed configuration describes.
+
+    Raises:
+        ConfigError: something in it is impossible.
+        DoesNotFitError: the model, or one request of the workload, does not fit on the GPU profile.
+    """
+    model, gpu = catalog.build_model(cfg.model), catalog.build_gpu(cfg.gpu)
+    engine, deployment = build(cfg.engine, "engine"), build(cfg.deployment, "deployment")
+    load, sla = parse(Load, cfg.load, "load"), parse(Sla, cfg.sla, "sla")
+    seed = _whole("seed", cfg.seed, least=0)
+    workload = load_workload(cfg.workload)
+    traffic = open_traffic(load, workload, seed)
+
+    heaviest = traffic.heaviest_request_tokens
+    memory = engine.memory(model, gpu)
+    if memory.kv_capacity_tokens < heaviest:
+        require_fit(model, gpu, memory, heaviest, cure=_where_it_fits(engine, model, heaviest))
+    weight = cfg.max_batch_weight
+    weight = engine.default_max_batch_weight(model, gpu) if weight is None else _whole("max_batch_weight", weight)
+    if weight < heaviest:
+        raise ConfigError(
+            f"max_batch_weight={weight} is below the workload's heaviest request: it could never be served",
+            cure=f"set max_batch_weight to {heaviest} or more, or leave it out for the engine's default",
+        )
+    return Cell(
+        model=model,
+        gpu=gpu,
+        engine=engine,
+        deployment=deployment,
+        max_batch_weight=weight,
+        load=load,
+        sla=sla,
+        seed=seed,
+        workload_name=cfg.workload.name,
+        workload_hash=workload.content_hash,
+        traffic=traffic,
+    )
+
+
+def _where_it_fits(engine: SimulatedEngine, model: Model, heaviest: int) -> str:
+    profiles = (
+        (option, gpu.model_copy(update={"count": count}))
+        for option, gpu in catalog.gpus().items()
+        for count in gpu.price_per_hour
+    )
+    fitting = [
+        (gpu.cost_per_hour, option, gpu.count)
+        for option, gpu in profiles
+        if engine.memory(model, gpu).kv_capacity_tokens >= heaviest
+    ]
+    if not fitting:
+        return "no GPU profile of the catalogue holds it: quantize the model (model.weight_bytes_per_parameter=1)"
+    fitting.sort()
+    lines = [f"+gpu={option} gpu.count={count}  (${cost:g}/h)" for cost, option, count in fitting[:3]]
+    return "take a profile that holds it, the cheapest: " + ", ".join(lines)
+
+
+def _whole(key: str, value: Any, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{key} must be a whole number of at least {least}", given=value, cure=f"{key}={least}")
+    return value
+
+
+def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [item for key, inner in value.items() for item in _flatten(inner, f"{prefix}{key}.")]
+    return [(prefix.removesuffix("."), value)]
+

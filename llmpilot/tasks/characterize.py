@@ -1,0 +1,184 @@
+"""Characterize one service: climb the ladder of load, keep every level, find u_max and its price."""
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import llmpilot
+from llmpilot import metrics, report, tracking
+from llmpilot.config import Tracking, parse, plain
+from llmpilot.console import note, say
+from llmpilot.files import to_json, write_text
+from llmpilot.loadtest import run_level
+from llmpilot.progress import Progress
+from llmpilot.runfolder import RunFolder
+from llmpilot.secrets import redact_tree
+from llmpilot.tasks.cell import Cell, compose
+from llmpilot.tracking import Tracker
+
+REAL_SERVICE = "engine=openai deployment=external deployment.url=http://HOST:PORT"
+
+
+def run(cfg: DictConfig, *, parent_run_id: str | None = None, skip_finished: bool = False) -> dict[str, Any]:
+    """Measure the cell that `cfg` describes and return its result, as `result_file` holds it.
+
+    In a sweep (`skip_finished`), a cell that MLflow already has as FINISHED is not measured again.
+
+    Raises:
+        ConfigError, DoesNotFitError: the cell is impossible.
+        TrackingError: measured, but MLflow could not be reached; carries the result.
+    """
+    cell = compose(cfg)
+    tracker = Tracker(parse(Tracking, cfg.tracking, "tracking"))
+    announce(cell, tracker.tracking)
+
+    if skip_finished and (known := _already_finished(cell, tracker)):
+        return known
+    folder = RunFolder.claim(cell.config_hash(), _identity(cell), resume=bool(cfg.resume))
+    write_text(folder.artifacts / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redact_tree(plain(cfg)))))
+    tracker.start(folder, parent_run_id)
+    try:
+        levels = climb(cell, folder, tracker)
+        result = conclude(cell, folder, levels)
+    except BaseException as error:
+        _give_up(folder, tracker, error)
+        raise
+    folder.save(status="FINISHED")
+    tracker.finish(folder)
+    result["run_id"] = folder.state["run_id"]
+    show(cell, result, folder, tracker)
+    if tracker.problem is not None:
+        raise tracking.not_uploaded([folder], tracker.problem, tracker.tracking, result)
+    folder.remove()
+    return result
+
+
+def announce(cell: Cell, settings: Tracking) -> None:
+    """Say first what is simulated, then what will happen and where the results go."""
+    if cell.engine.measurement == "simulated":
+        say(
+            f"SIMULATED: {cell.name}, no GPU and no engine is used. To measure a real service, add: {REAL_SERVICE}",
+            style="bold yellow",
+        )
+    else:
+        say(f"MEASURED: {cell.name}, {cell.engine.name} at {cell.deployment.name}", style="bold")
+    ladder = ", ".join(f"{level:g}" for level in cell.load.levels)
+    note(
+        f"{cell.load.unit}: {ladder}; {cell.load.duration_s:g} s each after {cell.load.warmup_s:g} s warm-up; "
+        f"workload {cell.workload_name}; max batch weight {cell.max_batch_weight:,} tokens; "
+        f"tracked in {settings.uri}"
+    )
+
+
+def climb(cell: Cell, folder: RunFolder, tracker: Tracker) -> list[metrics.Level]:
+    """Measure every level that the folder does not have yet, keeping each as soon as it is there."""
+    done = {level["level"] for level in folder.levels()}
+    if done:
+        note(f"going on with an interrupted run: {len(done)} of {len(cell.load.levels)} levels are there")
+    with (
+        cell.deployment.start(cell.engine, cell.model, cell.gpu, cell.max_batch_weight) as endpoint,
+        Progress(cell.load, done) as progress,
+    ):
+        for level in cell.load.levels:
+            if level in done:
+                continue
+            progress.begin(level)
+            records = run_level(endpoint, cell.traffic, level)
+            summary = metrics.summarize(records, cell.sla, cell.load.unit)
+            folder.add_level(summary, records.to_table())
+            tracker.log_level(folder, summary)
+            progress.end(summary)
+    return folder.levels()
+
+
+def conclude(cell: Cell, folder: RunFolder, levels: list[metrics.Level]) -> dict[str, Any]:
+    """Return the result, and leave it with the plots and the report among the folder's artifacts."""
+    best = metrics.last_within_sla(levels, cell.sla)
+    price = metrics.cost_per_million_output_tokens(best, cell.gpu.cost_per_hour)
+    closed = cell.load.arrival == "closed"
+    largest = best["level"] if best else 0
+    result = {
+        "model": cell.model.name,
+        "gpu": cell.gpu.name,
+        "count": cell.gpu.count,
+        "engine": cell.engine.name,
+        "deployment": cell.deployment.name,
+        "measurement": cell.engine.measurement,
+        "max_batch_weight": cell.max_batch_weight,
+        "workload": cell.workload_name,
+        "run_id": folder.state["run_id"],
+        "users_max": int(largest) if closed else None,
+        "level_max": largest,
+        "level_unit": cell.load.unit,
+        "cost_per_hour": cell.gpu.cost_per_hour,
+        "cost_per_million_output_tokens": price,
+        "sla": cell.sla.model_dump(),
+        "levels": levels,
+    }
+    summary = {
+        "users_max" if closed else "level_max": largest,
+        "cost_per_hour": cell.gpu.cost_per_hour,
+        "cost_per_million_output_tokens": price,
+    }
+    outcome = "sla_met" if best else "sla_missed"
+    folder.save(metrics=summary, tags=folder.state["tags"] | {tracking.TAG_OUTCOME: outcome})
+    folder.collect_artifacts()
+    write_text(folder.artifacts / tracking.RESULT_FILE, to_json(result))
+    report.write(result, folder.artifacts)
+    return result
+
+
+def show(cell: Cell, result: dict[str, Any], folder: RunFolder, tracker: Tracker) -> None:
+    """Print the table, the conclusion and where to look further."""
+    report.print_table(result)
+    say(report.conclusion(result), style="bold")
+    if tracker.problem is None:
+        say(f"run {folder.state['run_id']} in {tracker.tracking.uri}; compare: {_how_to_look(tracker.tracking)}")
+
+
+def _identity(cell: Cell) -> dict[str, Any]:
+    return {
+        "task": tracking.CHARACTERIZE,
+        "run_name": cell.name,
+        "unit": cell.load.unit,
+        "config_hash": cell.config_hash(),
+        "params": cell.params(),
+        "metrics": {},
+        "tags": {
+            tracking.TAG_TASK: tracking.CHARACTERIZE,
+            tracking.TAG_MEASUREMENT: cell.engine.measurement,
+            tracking.TAG_CONFIG_HASH: cell.config_hash(),
+            tracking.TAG_VERSION: llmpilot.__version__,
+            tracking.TAG_STEP: tracking.step_meaning(cell.load.unit),
+        },
+    }
+
+
+def _already_finished(cell: Cell, tracker: Tracker) -> dict[str, Any] | None:
+    found = tracker.find_finished(tracking.CHARACTERIZE, cell.config_hash())
+    result = tracker.read_result(found.info.run_id) if found else None
+    if found is not None and result is not None:
+        result["run_id"] = found.info.run_id
+        say(f"already measured: run {found.info.run_id}; resume=false measures it again")
+    return result
+
+
+def _give_up(folder: RunFolder, tracker: Tracker, error: BaseException) -> None:
+    """Keep what was measured, and mark the run: KILLED when interrupted, FAILED when we failed."""
+    interrupted = isinstance(error, KeyboardInterrupt)
+    folder.save(status="KILLED" if interrupted else "FAILED")
+    folder.collect_artifacts()
+    tracker.finish(folder)
+    if interrupted:
+        note(
+            f"interrupted: {len(folder.levels())} levels are kept in {folder.path}; the same command goes on there",
+            style="yellow",
+        )
+
+
+def _how_to_look(settings: Tracking) -> str:
+    if settings.uri.startswith(("http://", "https://")):
+        return settings.uri
+    return f"mlflow ui --backend-store-uri {settings.uri}"
+
+

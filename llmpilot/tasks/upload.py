@@ -1,0 +1,33 @@
+"""Send to MLflow what was measured while it could not be reached."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from llmpilot import tracking
+from llmpilot.config import Tracking, parse
+from llmpilot.console import say
+from llmpilot.errors import ConfigError
+from llmpilot.runfolder import ROOT, RunFolder
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Upload the run folders that `folders` names, or all that wait; return their run ids.
+
+    Raises:
+        PilotError: a folder is not one of ours. TrackingError: MLflow cannot be used.
+    """
+    settings = parse(Tracking, cfg.tracking, "tracking")
+    named = [Path(str(path)) for path in cfg.folders]
+    paths = named or sorted(path.parent for path in ROOT.glob("*/run.json"))
+    if not paths:
+        raise ConfigError(f"nothing to upload: there is no run folder under {ROOT}", cure="folders=[PATH]")
+    folders = [RunFolder.open(path) for path in paths]
+    uploaded = []
+    for folder in folders:
+        folder.lock()
+        run_id = tracking.upload(folder, settings)
+        say(f"uploaded {folder.path}: run {run_id}")
+        uploaded.append({"folder": str(folder.path), "run_id": run_id})
+    return {"uploaded": uploaded}

@@ -1,0 +1,251 @@
+"""Everything written to or read from MLflow; every name is a constant here.
+
+A run lives in a RunFolder first. The tracker mirrors it to MLflow as it grows; when the server cannot be
+reached, measuring goes on and `upload` sends the whole folder later, as often as it takes.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llmpilot.config import Tracking
+from llmpilot.console import note
+from llmpilot.errors import TrackingError
+from llmpilot.metrics import LATENCIES, RATES, STATISTICS, Level
+from llmpilot.runfolder import RunFolder
+from llmpilot.secrets import redact
+
+CHARACTERIZE = "characterize"
+TAG_TASK = "llmpilot.task"
+TAG_MEASUREMENT = "llmpilot.measurement"
+TAG_OUTCOME = "llmpilot.outcome"
+TAG_REASON = "llmpilot.reason"
+TAG_CONFIG_HASH = "llmpilot.config_hash"
+TAG_VERSION = "llmpilot.version"
+TAG_STEP = "llmpilot.step"
+TAG_RUN_NAME = "mlflow.runName"
+TAG_PARENT = "mlflow.parentRunId"
+RESULT_FILE = "result.json"
+
+MAX_PARAM_LENGTH = 6000
+T = TypeVar("T")
+
+
+def level_metrics(level: Level) -> dict[str, float]:
+    """Return a level's figures under their MLflow names (`ttft_ms.p50`, `failures.out_of_memory`)."""
+    named = {f"{latency}.{stat}": level[latency][stat] for latency in LATENCIES for stat in STATISTICS}
+    named |= {rate: level[rate] for rate in RATES}
+    named |= {"requests_ok": level["requests_ok"], "requests_failed": level["requests_failed"]}
+    named |= {f"failures.{kind}": count for kind, count in level["failures"].items()}
+    return {name: float(value) for name, value in named.items() if value is not None}
+
+
+def step_of(level: float, unit: str) -> int:
+    """Return the MLflow step of a level: whole, so rates and speed-ups count in thousandths."""
+    return int(level) if unit == "users" else round(level * 1000)
+
+
+def step_meaning(unit: str) -> str:
+    """Return what a step means, for the run's tag."""
+    return unit if unit == "users" else f"{unit} / 1000"
+
+
+class Tracker:
+    """Writes runs to one tracking server. After the first failure it stays silent; `problem` says why."""
+
+    def __init__(self, tracking: Tracking) -> None:
+        self.tracking = tracking
+        self.problem: str | None = None
+        self._client: Any = None
+        self._experiments: dict[str, str] = {}
+
+    def start(self, folder: RunFolder, parent_run_id: str | None = None) -> None:
+        """Create the folder's run, or go on with the one it has, and log its params, tags and levels."""
+        self._attempt(lambda: self._start(folder, parent_run_id))
+
+    def log_level(self, folder: RunFolder, level: Level) -> None:
+        """Log a level's metrics at its step."""
+        self._attempt(lambda: self._log_level(folder, level))
+
+    def finish(self, folder: RunFolder) -> None:
+        """Log summary metrics, tags and artifacts and set the run's final status."""
+        self._attempt(lambda: self._finish(folder))
+
+    def find_finished(self, task: str, config_hash: str) -> Any | None:
+        """Return the latest FINISHED run of exactly this configuration, or None."""
+        return self._attempt(lambda: self._find_finished(task, config_hash))
+
+    def read_result(self, run_id: str) -> dict[str, Any] | None:
+        """Return the result that a finished run has kept among its artifacts."""
+        import json
+
+        def read() -> dict[str, Any]:
+            path = self._connect().download_artifacts(run_id, RESULT_FILE)
+            result: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+            return result
+
+        return self._attempt(read)
+
+    def start_parent(self, task: str, name: str, tags: dict[str, str]) -> str | None:
+        """Create the parent run of a sweep (or adopt the one `mlflow run` made); return its id."""
+
+        def start() -> str:
+            client = self._connect()
+            adopted = os.environ.pop("MLFLOW_RUN_ID", None)
+            run_id = adopted or client.create_run(self._experiment(task), run_name=name).info.run_id
+            for key, value in {TAG_TASK: task, TAG_RUN_NAME: name, **tags}.items():
+                client.set_tag(run_id, key, value)
+            return str(run_id)
+
+        return self._attempt(start)
+
+    def end(self, run_id: str | None, status: str) -> None:
+        """Set a run's final status."""
+        if run_id is not None:
+            self._attempt(lambda: self._connect().set_terminated(run_id, status))
+
+    # What follows talks to MLflow and may raise whatever it raises.
+
+    def _start(self, folder: RunFolder, parent_run_id: str | None) -> None:
+        from mlflow.entities import Param, RunTag
+
+        client, state = self._connect(), folder.state
+        run_id = self._reopen(state["run_id"]) or os.environ.pop("MLFLOW_RUN_ID", None)
+        if run_id is None:
+            run_id = client.create_run(self._experiment(state["task"]), run_name=state["run_name"]).info.run_id
+        folder.save(run_id=run_id, tracking_uri=redact(self.tracking.uri))
+        tags = state["tags"] | {TAG_RUN_NAME: state["run_name"]}
+        tags |= {TAG_PARENT: parent_run_id} if parent_run_id else {}
+        client.log_batch(
+            run_id,
+            params=[Param(key, str(value)[:MAX_PARAM_LENGTH]) for key, value in state["params"].items()],
+            tags=[RunTag(key, str(value)) for key, value in tags.items()],
+        )
+        for level in folder.levels():
+            self._log_level(folder, level)
+
+    def _reopen(self, run_id: str | None) -> str | None:
+        from mlflow.exceptions import MlflowException
+
+        if run_id is None:
+            return None
+        client = self._connect()
+        try:
+            client.update_run(run_id, status="RUNNING")
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"):
+                return None
+            raise
+        return run_id
+
+    def _log_level(self, folder: RunFolder, level: Level) -> None:
+        from mlflow.entities import Metric
+
+        time_ms = folder.state["level_times_ms"][str(level["level"])]
+        step = step_of(level["level"], folder.state["unit"])
+        metrics = [Metric(name, value, time_ms, step) for name, value in level_metrics(level).items()]
+        self._connect().log_batch(folder.state["run_id"], metrics=metrics)
+
+    def _finish(self, folder: RunFolder) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        client, state = self._connect(), folder.state
+        time_ms = max(state["level_times_ms"].values(), default=0)
+        client.log_batch(
+            state["run_id"],
+            metrics=[Metric(k, float(v), time_ms, 0) for k, v in state["metrics"].items() if v is not None],
+            tags=[RunTag(key, str(value)) for key, value in state["tags"].items()],
+        )
+        client.log_artifacts(state["run_id"], str(folder.artifacts))
+        client.set_terminated(state["run_id"], state["status"])
+
+    def _find_finished(self, task: str, config_hash: str) -> Any | None:
+        runs = self._connect().search_runs(
+            [self._experiment(task)],
+            f"tags.`{TAG_CONFIG_HASH}` = '{config_hash}' and attributes.status = 'FINISHED'",
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
+        )
+        return runs[0] if runs else None
+
+    def _experiment(self, task: str) -> str:
+        adopted = os.environ.get("MLFLOW_EXPERIMENT_ID")
+        if adopted:
+            return adopted
+        name = f"{self.tracking.experiment_prefix}/{task}"
+        if name not in self._experiments:
+            client = self._connect()
+            found = client.get_experiment_by_name(name)
+            self._experiments[name] = found.experiment_id if found else client.create_experiment(name)
+        return self._experiments[name]
+
+    def _connect(self) -> Any:
+        if self._client is None:
+            _check_reachable(self.tracking)
+            self._client = _client(self.tracking)
+        return self._client
+
+    def _attempt(self, action: Callable[[], T]) -> T | None:
+        """Do something with MLflow; on failure remember why, say so once, and do nothing from then on."""
+        if self.problem is not None:
+            return None
+        try:
+            return action()
+        except Exception as error:
+            # MLflow raises its own, requests', SQLAlchemy's and the operating system's errors alike, and
+            # none of them may cost a measurement.
+            self.problem = redact(f"{type(error).__name__}: {error}".strip().splitlines()[0])
+            note(f"MLflow at {self.tracking.uri} cannot be used: {self.problem}", style="yellow")
+            return None
+
+
+def upload(folder: RunFolder, tracking: Tracking) -> str:
+    """Send a run folder to MLflow, remove it, and return the run's id.
+
+    Raises:
+        TrackingError: MLflow still cannot be used; the folder is kept.
+    """
+    tracker = Tracker(tracking)
+    tracker.start(folder, folder.state.get("parent_run_id"))
+    tracker.finish(folder)
+    if tracker.problem is not None:
+        raise not_uploaded([folder], tracker.problem, tracking)
+    run_id = str(folder.state["run_id"])
+    if folder.state["status"] == "FINISHED":
+        folder.remove()
+    return run_id
+
+
+def not_uploaded(
+    folders: Iterable[RunFolder], problem: str, tracking: Tracking, result: dict[str, Any] | None = None
+) -> TrackingError:
+    """Return the error that says where the results are and how to upload them; it carries the result."""
+    places = ",".join(str(folder.path) for folder in folders)
+    return TrackingError(
+        f"measured, but not tracked: {problem}",
+        given=f"tracking.uri={tracking.uri}",
+        cure=f"the results are kept in {places}; once MLflow answers, run\n"
+        f"    python -m llmpilot task=upload 'folders=[{places}]'",
+        result=result,
+    )
+
+
+def _check_reachable(tracking: Tracking) -> None:
+    """Fail within seconds where MLflow's own retries would take minutes."""
+    if tracking.uri.startswith(("http://", "https://")):
+        import httpx
+
+        httpx.get(f"{tracking.uri.rstrip('/')}/health", timeout=tracking.timeout_s)
+
+
+def _client(tracking: Tracking) -> Any:
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(int(max(1, tracking.timeout_s))))
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking.fluent"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking.uri)

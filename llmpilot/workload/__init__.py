@@ -1,0 +1,25 @@
+"""What users send: request parameters, the model of their joint distribution, traces and arrival times."""
+
+from llmpilot.workload.arrivals import gamma, poisson, replay
+from llmpilot.workload.joint import RequestStream, WorkloadModel, fit
+from llmpilot.workload.requests import PARAMETERS, Requests, concatenate, from_lengths
+from llmpilot.workload.shipped import SHIPPED, Workload, load_workload
+from llmpilot.workload.trace import TraceColumns, read_trace
+
+__all__ = [
+    "PARAMETERS",
+    "SHIPPED",
+    "RequestStream",
+    "Requests",
+    "TraceColumns",
+    "Workload",
+    "WorkloadModel",
+    "concatenate",
+    "fit",
+    "from_lengths",
+    "gamma",
+    "load_workload",
+    "poisson",
+    "read_trace",
+    "replay",
+]

@@ -1,0 +1,207 @@
+"""Every file of conf/gpu and conf/model is usable, plausible, and says where its figures come from."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from hf_configs import CONFIGS
+from hydra import compose, initialize_config_dir
+
+from llmpilot import catalog
+from llmpilot.config import Gpu, Model
+from llmpilot.errors import ConfigError
+
+GPUS, MODELS = catalog.gpus(), catalog.models()
+PAPER_MODELS = {  # name in the paper's data, flash attention there
+    "flan_t5_xl": ("google/flan-t5-xl", False),
+    "flan_t5_xxl": ("google/flan-t5-xxl", False),
+    "flan_ul2": ("google/flan-ul2", False),
+    "mpt_7b": ("ibm/mpt-7b-instruct2", False),
+    "mt0_xxl": ("bigscience/mt0-xxl", False),
+    "codegen2_16b": ("Salesforce/codegen2-16B", False),
+    "llama_7b": ("huggyllama/llama-7b", True),
+    "llama_13b": ("huggyllama/llama-13b", True),
+    "gpt_neox_20b": ("EleutherAI/gpt-neox-20b", True),
+    "starcoder": ("bigcode/starcoder", True),
+}
+PAPER_PRICES = """GPU,price
+1 x V100,3.06
+2 x V100,6.12
+4 x V100,12.24
+1 x A100-40GB,4.09625
+2 x A100-40GB,8.1925
+4 x A100-40GB,16.385
+1 x H100,12.29
+2 x H100,24.58
+4 x H100,49.16
+1 x A10,2.448
+2 x A10,4.896
+1 x T4,2.176
+2 x T4,2.754666667
+4 x T4,3.912"""
+
+
+def test_options_are_all_there() -> None:
+    assert set(GPUS) == {
+        "t4",
+        "v100",
+        "a10",
+        "a100",
+        "a100_80gb",
+        "h100",
+        "h200",
+        "b200",
+        "l4",
+        "l40s",
+        "mi300x",
+    }
+    assert len(MODELS) == 27
+    assert set(PAPER_MODELS) <= set(MODELS)
+    assert (catalog.conf_dir() / "model" / "hf.yaml").is_file()
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+def test_gpu_is_plausible(gpu: Gpu) -> None:
+    assert 16 <= gpu.memory_gb <= 288
+    assert 250 <= gpu.bandwidth_gb_s <= 10_000
+    # dense throughput per byte of bandwidth: a figure with sparsity would stand out
+    assert 100 <= 1000 * gpu.tflops_fp16 / gpu.bandwidth_gb_s <= 430
+    expected = {"pcie3": 32, "pcie4": 64, "pcie5": 128}
+    assert gpu.link_gb_s == expected.get(gpu.link, gpu.link_gb_s)
+    assert "http" in gpu.datasheet
+    assert "2023" in gpu.price_source or "2025" in gpu.price_source
+    assert "paper" in gpu.price_source or "not re-checked" in gpu.price_source
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+def test_more_gpus_cost_more(gpu: Gpu) -> None:
+    prices = [gpu.price_per_hour[count] for count in sorted(gpu.price_per_hour)]
+    assert prices == sorted(set(prices))
+    assert gpu.count == 1
+    assert set(gpu.price_per_hour) <= {1, 2, 4, 8}
+
+
+@pytest.mark.parametrize(
+    ("name", "with_sparsity"),
+    [
+        ("a10", 250),
+        ("a100", 624),
+        ("a100_80gb", 624),
+        ("h100", 1979),
+        ("h200", 1979),
+        ("b200", 4500),
+        ("l4", 242),
+        ("l40s", 733),
+        ("mi300x", 2615),
+    ],
+)
+def test_tflops_are_dense(name: str, with_sparsity: float) -> None:
+    assert GPUS[name].tflops_fp16 == pytest.approx(with_sparsity / 2, rel=0.02)
+
+
+def test_prices_are_the_papers() -> None:
+    ours = {gpu.profile: gpu.cost_per_hour for gpu in catalog.gpu_profiles()}
+    for row in csv.DictReader(PAPER_PRICES.splitlines()):
+        assert ours[row["GPU"]] == float(row["price"])
+
+
+def test_profiles_are_every_count_that_is_sold() -> None:
+    profiles = catalog.gpu_profiles(["a10", "h100"])
+    assert [gpu.profile for gpu in profiles] == [
+        "1 x A10",
+        "2 x A10",
+        "1 x H100",
+        "2 x H100",
+        "4 x H100",
+        "8 x H100",
+    ]
+    names = [gpu.profile for gpu in catalog.gpu_profiles()]
+    assert len(set(names)) == len(names) == sum(len(gpu.price_per_hour) for gpu in GPUS.values())
+
+
+@pytest.mark.parametrize("option", MODELS)
+def test_model_is_plausible(option: str) -> None:
+    model = MODELS[option]
+    assert model.name == option
+    assert model.hf_id.count("/") == 1
+    assert model.source
+    if not model.architecture.startswith("deepseek"):  # those cache a latent, not keys and values
+        assert model.kv_bytes_per_token == 4 * model.n_layers * model.n_kv_heads * model.head_dim
+    assert model.n_heads % model.n_kv_heads == 0
+    assert (model.active_parameters_b < model.parameters_b) == (model.n_experts > 1)
+    assert (model.encoder_parameters_b > 0) == model.encoder_decoder
+    assert model.encoder_parameters_b < 0.5 * model.parameters_b
+
+
+@pytest.mark.parametrize(
+    ("option", "gigabytes"), [("gpt_oss_20b", 13.76), ("gpt_oss_120b", 65.25), ("llama_3_1_8b", 16.06)]
+)
+def test_weights_are_those_of_the_checkpoint(option: str, gigabytes: float) -> None:
+    assert MODELS[option].weight_bytes / 1e9 == pytest.approx(gigabytes, rel=0.005)
+
+
+@pytest.mark.parametrize("option", PAPER_MODELS)
+def test_papers_models_are_as_deployed(option: str) -> None:
+    model = MODELS[option]
+    assert (model.hf_id, model.flash_attention) == PAPER_MODELS[option]
+    assert model.weight_bytes_per_parameter == 2
+
+
+def test_unknown_names_show_the_options() -> None:
+    with pytest.raises(ConfigError, match=r"no gpu 'h10'[\s\S]*did you mean 'h100'[\s\S]*a100_80gb"):
+        catalog.gpus(["h10"])
+    with pytest.raises(ConfigError, match=r"no model 'starcode'[\s\S]*did you mean 'starcoder'"):
+        catalog.models(["starcode"])
+    with pytest.raises(ConfigError, match="no model 'hf'"):
+        catalog.models(["hf"])
+
+
+def test_names_keep_their_order() -> None:
+    assert list(catalog.gpus(["t4", "a10"])) == ["t4", "a10"]
+    assert catalog.models([]) == {}
+
+
+def test_composed_nodes_become_objects() -> None:
+    with initialize_config_dir(str(catalog.conf_dir()), version_base=None):
+        config = compose(overrides=["+gpu=a100", "gpu.count=4", "+model=starcoder"])
+        repriced = compose(overrides=["+gpu=a100", "gpu.price_per_hour={1: 2.5}"])
+    assert catalog.build_gpu(config.gpu).profile == "4 x A100-40GB"
+    assert catalog.build_gpu(config.gpu).cost_per_hour == 16.385
+    assert catalog.build_model(config.model) == MODELS["starcoder"]
+    assert catalog.build_gpu(repriced.gpu).cost_per_hour == 2.5
+
+
+def test_count_without_a_price_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"gpu.count=3 is not sold for T4"):
+        catalog.build_gpu(GPUS["t4"].model_dump() | {"count": 3})
+
+
+def test_hf_option_builds_from_a_config_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "some.json").write_text(json.dumps(CONFIGS["llama_3_1_8b"]))
+    monkeypatch.chdir(tmp_path)
+    with initialize_config_dir(str(catalog.conf_dir()), version_base=None):
+        overrides = ["+model=hf", "model.config=some.json", "model.name=mine", "model.flash_attention=false"]
+        model = catalog.build_model(compose(overrides=overrides).model)
+        empty = compose(overrides=["+model=hf"]).model
+    assert (model.name, model.n_kv_heads, model.flash_attention) == ("mine", 8, False)
+    with pytest.raises(ConfigError, match=r"needs the config.json[\s\S]*\+model=hf model.config="):
+        catalog.build_model(empty)
+
+
+def test_hf_option_offers_every_key_of_a_model() -> None:
+    with initialize_config_dir(str(catalog.conf_dir()), version_base=None):
+        offered = compose(overrides=["+model=hf"]).model
+    assert set(offered) == {"config", *Model.model_fields}
+    assert all(value is None for value in offered.values())
+
+
+def test_folder_is_the_packed_one_when_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "llmpilot"
+    (package / "conf").mkdir(parents=True)
+    monkeypatch.setattr(catalog, "__file__", str(package / "catalog.py"))
+    assert catalog.conf_dir() == package / "conf"
+    (package / "conf").rmdir()
+    assert catalog.conf_dir() == tmp_path / "conf"

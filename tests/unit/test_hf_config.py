@@ -1,0 +1,225 @@
+"""Facts derived from a config.json: the catalogue's, public totals, and clear errors for everything else."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hf_configs import CONFIGS, OTHERS, PUBLISHED, PUBLISHED_ACTIVE
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llmpilot import catalog
+from llmpilot.config import Model
+from llmpilot.errors import ConfigError
+from llmpilot.hf_config import FAMILIES, model_from_hf_config
+
+LLAMA = CONFIGS["llama_3_1_8b"]
+
+
+def write(folder: Path, config: object) -> Path:
+    file = folder / "config.json"
+    file.write_text(json.dumps(config), encoding="utf-8")
+    return file
+
+
+def derive(folder: Path, config: object, **overrides: Any) -> Model:
+    return model_from_hf_config(write(folder, config), overrides=overrides)
+
+
+def test_every_model_of_the_catalogue_has_its_config_here() -> None:
+    assert set(CONFIGS) == set(catalog.models()) == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_gives_the_facts_of_the_catalogue(name: str, tmp_path: Path) -> None:
+    listed, derived = catalog.models([name])[name], derive(tmp_path, CONFIGS[name])
+    exact = set(Model.model_fields) - {
+        "name",
+        "hf_id",
+        "source",
+        "parameters_b",
+        "active_parameters_b",
+        "encoder_parameters_b",
+        "weight_bytes_per_parameter",
+    }
+    assert derived.model_dump(include=exact) == listed.model_dump(include=exact)
+    assert derived.parameters_b == pytest.approx(listed.parameters_b, rel=0.02)
+    assert derived.encoder_parameters_b == pytest.approx(listed.encoder_parameters_b, rel=0.02)
+    assert derived.weight_bytes_per_parameter == pytest.approx(listed.weight_bytes_per_parameter, rel=0.005)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_count_is_the_published_one(name: str, tmp_path: Path) -> None:
+    # to the digit where the checkpoint's total is public; the makers' own rounding elsewhere
+    digits = len(str(PUBLISHED[name]).partition(".")[2])
+    assert derive(tmp_path, CONFIGS[name]).parameters_b == pytest.approx(
+        PUBLISHED[name], rel=1e-9 if digits > 3 else 0.005
+    )
+
+
+@pytest.mark.parametrize("name", PUBLISHED_ACTIVE)
+def test_active_count_is_the_published_one(name: str, tmp_path: Path) -> None:
+    derived, published = derive(tmp_path, CONFIGS[name]), PUBLISHED_ACTIVE[name]
+    if name == "qwen3_30b_a3b":  # its maker counts the input embedding, the others do not
+        published -= derived.vocabulary_size * derived.d_model / 1e9
+    assert derived.active_parameters_b == pytest.approx(published, rel=0.025)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_architectures_count_as_published(name: str, tmp_path: Path) -> None:
+    config, published = OTHERS[name]
+    assert derive(tmp_path, config).parameters_b == pytest.approx(published, rel=0.0005)
+
+
+def test_every_known_architecture_is_tested() -> None:
+    tested = {config["model_type"] for config in CONFIGS.values()} | {
+        c["model_type"] for c, _ in OTHERS.values()
+    }
+    assert set(FAMILIES) - tested == {"gemma3_text", "umt5"}  # nested in gemma3; mt5 but for a bias per layer
+
+
+def test_umt5_has_a_position_bias_in_every_layer(tmp_path: Path) -> None:
+    config, _ = OTHERS["mt5-small"]
+    more = (
+        derive(tmp_path, config | {"model_type": "umt5"}).parameters_b - derive(tmp_path, config).parameters_b
+    )
+    assert more == pytest.approx(14 * 32 * 6 / 1e9)
+
+
+def test_weights_read_as_in_the_checkpoint(tmp_path: Path) -> None:
+    # sizes of the published checkpoints [GB]
+    assert derive(tmp_path, CONFIGS["gpt_oss_20b"]).weight_bytes == pytest.approx(13.76e9, rel=0.005)
+    assert derive(tmp_path, CONFIGS["gpt_oss_120b"]).weight_bytes == pytest.approx(65.25e9, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "low", "high"),
+    [
+        (None, 2.0, 2.0),
+        ({"quant_method": "fp8"}, 1.0, 1.2),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, 0.6, 0.8),
+        ({"quant_method": "gptq", "bits": 4, "group_size": -1}, 0.6, 0.8),
+        ({"quant_method": "gptq", "bits": 8}, 1.1, 1.2),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, 0.6, 0.8),
+        (
+            {"quant_method": "compressed-tensors", "config_groups": {"0": {"weights": {"num_bits": 8}}}},
+            1.1,
+            1.2,
+        ),
+    ],
+)
+def test_quantization_sets_the_bytes_of_a_weight(
+    quantization: object, low: float, high: float, tmp_path: Path
+) -> None:
+    model = derive(tmp_path, LLAMA | {"quantization_config": quantization})
+    assert low <= model.weight_bytes_per_parameter <= high
+
+
+def test_unknown_quantization_asks_for_the_bytes(tmp_path: Path) -> None:
+    config = LLAMA | {"quantization_config": {"quant_method": "novel"}}
+    with pytest.raises(ConfigError, match=r"novel[\s\S]*model.weight_bytes_per_parameter="):
+        derive(tmp_path, config)
+    assert derive(tmp_path, config, weight_bytes_per_parameter=0.5).weight_bytes_per_parameter == 0.5
+
+
+def test_overrides_win_and_nulls_do_not(tmp_path: Path) -> None:
+    model = derive(tmp_path, LLAMA, name="mine", n_layers=None, flash_attention=False)
+    assert (model.name, model.n_layers, model.flash_attention) == ("mine", 32, False)
+    with pytest.raises(ConfigError, match="n_layer is not a key"):
+        derive(tmp_path, LLAMA, n_layer=3)
+
+
+def test_names_come_from_the_folder_the_file_or_the_hub(tmp_path: Path) -> None:
+    folder = tmp_path / "my-llm"
+    folder.mkdir()
+    write(folder, LLAMA)
+    assert model_from_hf_config(folder).name == model_from_hf_config(folder / "config.json").name == "my-llm"
+    other = folder / "other.json"
+    other.write_text(json.dumps(LLAMA | {"_name_or_path": "meta-llama/Llama-3.1-8B"}))
+    assert model_from_hf_config(other).name == "other"
+    assert model_from_hf_config(other).hf_id == "meta-llama/Llama-3.1-8B"
+
+
+def test_unknown_architecture_with_llama_keys_is_read_as_llama(tmp_path: Path) -> None:
+    known, unknown = derive(tmp_path, LLAMA), derive(tmp_path, LLAMA | {"model_type": "brand_new"})
+    assert unknown.parameters_b == known.parameters_b
+    assert unknown.architecture == "brand_new"
+    assert "llama-like" in unknown.source
+
+
+def without(key: str) -> dict[str, Any]:
+    return {k: v for k, v in LLAMA.items() if k != key}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ([], "not a JSON object"),
+        ({}, "is missing"),
+        (without("vocab_size"), "vocab_size is missing"),
+        (without("intermediate_size"), "intermediate_size is missing"),
+        (LLAMA | {"hidden_size": None}, "hidden_size is missing"),
+        (LLAMA | {"hidden_size": 0}, "hidden_size is not possible"),
+        (LLAMA | {"hidden_size": "4096"}, "hidden_size is not possible"),
+        (LLAMA | {"hidden_size": 4096.5}, "hidden_size is not possible"),
+        (LLAMA | {"hidden_size": True}, "hidden_size is not possible"),
+        (LLAMA | {"num_hidden_layers": -1}, "num_hidden_layers is not possible"),
+        (LLAMA | {"num_hidden_layers": 10**30}, "num_hidden_layers is not possible"),
+        (LLAMA | {"num_attention_heads": 33}, "do not divide"),
+        (LLAMA | {"num_key_value_heads": 5}, "cannot share"),
+        (LLAMA | {"model_type": 7}, "model_type is not possible"),
+        (LLAMA | {"tie_word_embeddings": "no"}, "tie_word_embeddings is not possible"),
+        (LLAMA | {"quantization_config": 8}, "quantization_config is not"),
+        (LLAMA | {"model_type": "bart", "is_encoder_decoder": True}, "encoder-decoder"),
+        (CONFIGS["mixtral_8x7b"] | {"num_experts_per_tok": 9}, "experts_per_token is larger"),
+    ],
+)
+def test_impossible_config_is_named(config: object, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        derive(tmp_path, config)
+    assert caught.value.exit_code == 2
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        model_from_hf_config(tmp_path / "absent.json")
+    with pytest.raises(ConfigError, match="no such file"):
+        model_from_hf_config(tmp_path)
+    for content in (b"", b"{", b"\xff\xfe\x00", b"[" * 100_000):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(ConfigError, match="is not JSON"):
+            model_from_hf_config(tmp_path)
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+values = st.recursive(
+    scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=5), v, max_size=3)
+)
+known_configs = [*CONFIGS.values(), *(config for config, _ in OTHERS.values())]
+known_keys = sorted(
+    {key for config in known_configs for key in config} | {"attn_config", "n_inner", "head_dim"}
+)
+objects = st.dictionaries(
+    st.sampled_from(known_keys) | st.text(max_size=5), values | st.integers(0, 64), max_size=12
+)
+mutated = st.tuples(st.sampled_from(known_configs), objects).map(lambda pair: pair[0] | pair[1])
+quantized = st.dictionaries(
+    st.sampled_from(
+        ["quant_method", "bits", "group_size", "weight_block_size", "config_groups", "load_in_4bit"]
+    ),
+    values | st.sampled_from(["fp8", "awq", "mxfp4", "bitsandbytes", "compressed-tensors"]),
+).map(lambda settings: LLAMA | {"quantization_config": settings})
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(objects | mutated | quantized)
+def test_any_json_object_gives_a_model_or_a_config_error(config: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            model = derive(Path(folder), config)
+        except ConfigError:
+            return
+    assert model.active_parameters_b <= model.parameters_b
+    assert model.weight_bytes > 0
