@@ -154,10 +154,10 @@ def model_from_hf_config(path: str | Path, *, overrides: dict[str, Any] | None =
         An unknown `model_type` is read as a llama-like decoder if it has llama's keys; `source` then says so.
         The KV cache of sliding-window layers is counted in full, as engines without a hybrid cache hold it.
     """
-    file = Path(path)
+    file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     try:
-        file, raw = _read(file)
+        raw = _read(file)
         facts = _facts(raw, _names(file, raw), weights_known="weight_bytes_per_parameter" in given)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error.wrong}", given=error.given, cure=error.cure) from None
@@ -167,10 +167,9 @@ def model_from_hf_config(path: str | Path, *, overrides: dict[str, Any] | None =
 # --- reading ---------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> tuple[Path, dict[str, Any]]:
+def _read(file: Path) -> dict[str, Any]:
     cure = "give the config.json of a Hugging Face model, or the folder that holds it: model.config=PATH"
     try:
-        file = path / "config.json" if path.is_dir() else path
         raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("there is no such file", cure=cure) from None
@@ -180,7 +179,7 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
         raise ConfigError("is not JSON", given=str(error)[:200], cure=cure) from None
     if not isinstance(raw, dict):
         raise ConfigError("is not a JSON object", given=type(raw).__name__, cure=cure)
-    return file, raw
+    return raw
 
 
 def _names(file: Path, raw: dict[str, Any]) -> dict[str, str]:

@@ -183,7 +183,7 @@ def test_the_same_seed_draws_the_same_on_every_machine() -> None:
 
 def test_the_numpy_stream_beneath_is_the_one_we_know() -> None:
     words = np.random.PCG64(42).random_raw(2).tolist()
-    assert words == [14277284476046286541, 8095868417476189187]
+    assert words == [14276969152011380360, 8095878257575067585]
 
 
 @pytest.mark.parametrize(
