@@ -87,6 +87,27 @@ def build_model(node: DictConfig | dict[str, Any]) -> Model:
     return model_from_hf_config(path, overrides=facts)
 
 
+def config_keys() -> list[str]:
+    """Return the dotted names of all keys of the default configuration."""
+    config = _read(conf_dir() / "config.yaml")
+    keys = [key for key in config if key not in ("defaults", "hydra")]
+    for entry in config["defaults"]:
+        for group, option in entry.items() if isinstance(entry, dict) else ():
+            if not group.startswith("override"):
+                prefix = "" if group == "task" else f"{group}."
+                keys += _dotted(_read(conf_dir() / group / f"{option}.yaml"), prefix)
+    return keys
+
+
+def _dotted(values: dict[str, Any], prefix: str) -> list[str]:
+    keys = []
+    for key, value in values.items():
+        keys.append(f"{prefix}{key}")
+        if isinstance(value, dict):
+            keys += _dotted(value, f"{prefix}{key}.")
+    return keys
+
+
 def options(group: str) -> list[str]:
     """Return the names of a group's options, but `hf`."""
     return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml") if file.stem != FROM_HF_CONFIG)

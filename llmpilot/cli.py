@@ -4,8 +4,10 @@
 """
 
 import os
+import re
 import signal
 import sys
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -20,17 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 from llmpilot import catalog
 from llmpilot.config import plain
 from llmpilot.console import note
-from llmpilot.errors import ConfigError, PilotError, TrackingError
-from llmpilot.files import write_result
+from llmpilot.errors import ConfigError, PilotError, TrackingError, did_you_mean
+from llmpilot.files import require_writable, write_result
 from llmpilot.secrets import redact, secret_values
 from llmpilot.sweep import Sweep
 
 WRONG_USAGE = 2
 INTERRUPTED = 130
-
-_sweep: Sweep | None = None
-_secrets: tuple[str, ...] = ()
-
 
 def main() -> None:
     """Run the command line and exit."""
@@ -39,39 +37,63 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; every mendable error is one message on stderr."""
-    global _sweep, _secrets  # Hydra calls `_job` with the configuration only
-    _sweep, _secrets = None, _secrets_in(arguments)
+    state = _State(secrets=_secrets_in(arguments))
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    # Let errors through to us instead of Hydra's own report, which exits with 1.
+    # Let errors of the composition through to us: Hydra's own report exits with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     signal.signal(signal.SIGTERM, _interrupt)
     sys.argv[1:] = arguments
     code = 0
     try:
-        _job()
+        _hydra_main(state)
+        if state.error is not None:
+            raise state.error
     except KeyboardInterrupt:
         code = INTERRUPTED
     except (PilotError, HydraException, OmegaConfBaseException) as error:
         if wants_traceback:
             raise
-        _complain(error)
+        note(f"error: {redact(explain(error), state.secrets)}", style="red")
         code = error.exit_code if isinstance(error, PilotError) else WRONG_USAGE
     finally:
-        if _sweep is not None:
-            code = max(code, _sweep.close(interrupted=code == INTERRUPTED))
+        if state.sweep is not None:
+            code = max(code, state.sweep.close(interrupted=code == INTERRUPTED))
     return code
 
 
-@hydra.main(version_base="1.3", config_path=str(catalog.conf_dir()), config_name="config")
-def _job(cfg: DictConfig) -> None:
-    """One job of Hydra's: the whole command, or a cell of a sweep."""
-    global _sweep, _secrets
-    _secrets += secret_values(plain(cfg))
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        _sweep = _sweep or Sweep(cfg)
-        _sweep.run_cell(cfg, _require)
-        return
+@dataclass
+class _State:
+    """What one command line has come to, beside what Hydra knows of it."""
+
+    secrets: tuple[str, ...]
+    error: BaseException | None = None
+    sweep: Sweep | None = None
+
+
+def _hydra_main(state: _State) -> None:
+    """Let Hydra compose the configuration and call back, once a job."""
+
+    def job(cfg: DictConfig) -> None:
+        state.secrets += secret_values(plain(cfg))
+        try:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                state.sweep = state.sweep or Sweep(cfg)
+                state.sweep.run_cell(cfg, _require)
+            else:
+                _run_task(cfg)
+        except BaseException as error:
+            # Hydra would print the overrides, which may hold secrets; `run` raises it again.
+            state.error = error
+            if isinstance(error, KeyboardInterrupt):
+                raise
+
+    hydra.main(version_base="1.3", config_path=str(catalog.conf_dir()), config_name="config")(job)()
+
+
+def _run_task(cfg: DictConfig) -> None:
     _require(cfg)
+    if cfg.result_file is not None:
+        require_writable(cfg.result_file)
     try:
         result = get_method(cfg.task.run)(cfg)
     except TrackingError as error:
@@ -100,10 +122,24 @@ def _require(cfg: DictConfig) -> None:
     )
 
 
-def _complain(error: Exception) -> None:
-    causes = [error] if isinstance(error, PilotError) else [error, error.__cause__]
+def explain(error: Exception) -> str:
+    """Return what a user should read of an error: ours as it is, Hydra's with a better cure where we know one."""
+    if isinstance(error, PilotError):
+        return str(error)
+    causes = (error, error.__cause__)
     text = "\n".join(dict.fromkeys(str(cause).strip() for cause in causes if cause is not None))
-    note(f"error: {redact(text, _secrets)}", style="red")
+    unknown = re.search(r"Could not override '([^']+)'.*not in struct", text, re.DOTALL)
+    if unknown is None:
+        return text
+    key = unknown.group(1)
+    keys = catalog.config_keys()
+    siblings = [known for known in keys if known.rpartition(".")[0] == key.rpartition(".")[0]]
+    return str(
+        ConfigError(
+            f"{key} is not a key of the configuration",
+            cure=f"{did_you_mean(key, keys)}there are {', '.join(siblings or keys)}",
+        )
+    )
 
 
 def _secrets_in(arguments: list[str]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,23 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
+def require_writable(path: str | Path) -> None:
+    """Check before the work that its result can be written.
+
+    Raises:
+        ConfigError: `path` is a folder, or lies where nothing can be written.
+    """
+    target = Path(path)
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+        folder = next(parent for parent in target.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _not_writable(path, error) from None
+
+
 def write_result(path: str | Path, result: Any) -> None:
     """Write a task's result where the user asked for it.
 
@@ -46,9 +64,11 @@ def write_result(path: str | Path, result: Any) -> None:
     try:
         write_text(Path(path), to_json(result))
     except OSError as error:
-        raise ConfigError(
-            f"result_file cannot be written: {error.strerror}", given=path, cure="name a writable path"
-        ) from None
+        raise _not_writable(path, error) from None
+
+
+def _not_writable(path: str | Path, error: OSError) -> ConfigError:
+    return ConfigError(f"result_file cannot be written: {error.strerror}", given=path, cure="name a writable path")
 
 
 def _umask() -> int:

@@ -1,6 +1,7 @@
 """What a person looks at: the table on the terminal, plots as PNG, and one interactive HTML page."""
 
 import html
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,43 +20,33 @@ LATENCY_LABELS = {
 SHOWN = ("p50", "p90", "p99")
 
 
+NARROW = 110
+
+
 def print_table(result: Result) -> None:
-    """Print one row per level."""
-    table = Table(title=None, header_style="bold")
-    for name in (
-        result["level_unit"],
-        "ok",
-        "failed",
-        "TTFT p50",
-        "p95",
-        "nTTFT p50",
-        "ITL p50",
-        "p95",
-        "E2E p50",
-        "tokens/s",
-        "requests/s",
-        "goodput/s",
-        "$/1M tokens",
-    ):
-        table.add_column(name, justify="right")
+    """Print one row per level; on a narrow terminal, fewer columns. Levels beyond u_max are dim."""
+    columns: list[tuple[str, bool, Callable[[dict[str, Any]], str]]] = [
+        (result["level_unit"], True, lambda level: f"{level['level']:g}"),
+        ("ok", True, lambda level: f"{level['requests_ok']:,}"),
+        ("failed", True, lambda level: f"{level['requests_failed']:,}"),
+        ("TTFT p50", True, lambda level: _figure(level["ttft_ms"]["p50"], 0)),
+        ("p95 [ms]", False, lambda level: _figure(level["ttft_ms"]["p95"], 0)),
+        ("nTTFT p50", True, lambda level: _figure(level["nttft_ms"]["p50"], 2)),
+        ("ITL p50", True, lambda level: _figure(level["itl_ms"]["p50"], 1)),
+        ("p95 [ms]", False, lambda level: _figure(level["itl_ms"]["p95"], 1)),
+        ("E2E p50", False, lambda level: _figure(level["e2e_ms"]["p50"], 0)),
+        ("tokens/s", True, lambda level: _figure(level["throughput_tok_s"], 0)),
+        ("requests/s", False, lambda level: _figure(level["requests_per_s"], 2)),
+        ("goodput/s", False, lambda level: _figure(level["goodput_per_s"], 2)),
+        ("$/1M tok", True, lambda level: _figure(_dollars_per_million(level, result), 2)),
+    ]
+    shown = [column for column in columns if column[1] or out.width >= NARROW]
+    table = Table(header_style="bold")
+    for name, _, _ in shown:
+        table.add_column(name, justify="right", no_wrap=True)
     for level in result["levels"]:
-        within = level["level"] <= result["level_max"]
-        table.add_row(
-            f"{level['level']:g}",
-            str(level["requests_ok"]),
-            str(level["requests_failed"]),
-            _figure(level["ttft_ms"]["p50"], 0),
-            _figure(level["ttft_ms"]["p95"], 0),
-            _figure(level["nttft_ms"]["p50"], 2),
-            _figure(level["itl_ms"]["p50"], 1),
-            _figure(level["itl_ms"]["p95"], 1),
-            _figure(level["e2e_ms"]["p50"], 0),
-            _figure(level["throughput_tok_s"], 0),
-            _figure(level["requests_per_s"], 2),
-            _figure(level["goodput_per_s"], 2),
-            _figure(_dollars_per_million(level, result), 2),
-            style=None if within else "dim",
-        )
+        style = None if level["level"] <= result["level_max"] else "dim"
+        table.add_row(*(show(level) for _, _, show in shown), style=style)
     out.print(table)
 
 

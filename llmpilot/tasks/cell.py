@@ -121,7 +121,7 @@ def _where_it_fits(engine: SimulatedEngine, model: Model, heaviest: int) -> str:
     if not fitting:
         return "no GPU profile of the catalogue holds it: quantize the model (model.weight_bytes_per_parameter=1)"
     fitting.sort()
-    lines = [f"+gpu={option} gpu.count={count}  (${cost:g}/h)" for cost, option, count in fitting[:3]]
+    lines = [f"+gpu={option} gpu.count={count}  (${cost:.2f}/h)" for cost, option, count in fitting[:3]]
     return "take a profile that holds it, the cheapest: " + ", ".join(lines)
 
 
