@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from dataclasses import dataclass
+from errno import EDQUOT, EFBIG, ENOSPC, EROFS
 from types import FrameType
 from typing import Any
 
@@ -24,11 +25,14 @@ from llmpilot.config import plain
 from llmpilot.console import note
 from llmpilot.errors import ConfigError, PilotError, TrackingError, did_you_mean
 from llmpilot.files import require_writable, write_result
+from llmpilot.runfolder import ROOT
 from llmpilot.secrets import redact, secret_values
 from llmpilot.sweep import Sweep
 
+FAILED = 1
 WRONG_USAGE = 2
 INTERRUPTED = 130
+DISK_TROUBLE = (ENOSPC, EDQUOT, EROFS, EFBIG)
 
 def main() -> None:
     """Run the command line and exit."""
@@ -55,6 +59,12 @@ def run(arguments: list[str]) -> int:
             raise
         note(f"error: {redact(explain(error), state.secrets)}", style="red")
         code = error.exit_code if isinstance(error, PilotError) else WRONG_USAGE
+    except OSError as error:
+        if wants_traceback or error.errno not in DISK_TROUBLE:
+            raise
+        note(f"error: {error.strerror}: {error.filename or os.curdir}", style="red")
+        note(f"  what was measured before is kept in {ROOT}; make room, then give the same command again", style="red")
+        code = FAILED
     finally:
         if state.sweep is not None:
             code = max(code, state.sweep.close(interrupted=code == INTERRUPTED))

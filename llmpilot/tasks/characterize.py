@@ -1,5 +1,6 @@
 """Characterize one service: climb the ladder of load, keep every level, find u_max and its price."""
 
+from contextlib import suppress
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -166,8 +167,9 @@ def _already_finished(cell: Cell, tracker: Tracker) -> dict[str, Any] | None:
 def _give_up(folder: RunFolder, tracker: Tracker, error: BaseException) -> None:
     """Keep what was measured, and mark the run: KILLED when interrupted, FAILED when we failed."""
     interrupted = isinstance(error, KeyboardInterrupt)
-    folder.save(status="KILLED" if interrupted else "FAILED")
-    folder.collect_artifacts()
+    with suppress(OSError):  # a full disk must not hide what went wrong first
+        folder.save(status="KILLED" if interrupted else "FAILED")
+        folder.collect_artifacts()
     tracker.finish(folder)
     if interrupted:
         note(

@@ -23,6 +23,7 @@ from llmpilot.workload import (
 )
 from llmpilot.workload.faithfulness import MAX_ROWS, Faithfulness, faithfulness, row_sample
 from llmpilot.workload.joint import MAX_BINS, MIN_BINS
+from llmpilot.workload.seeds import random_words
 from llmpilot.workload.store import refuse_suffix, refuse_unwritable, write_samples
 
 
@@ -44,6 +45,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     trace = parse(Trace, cfg.trace, "trace")
     columns = parse(TraceColumns, trace.columns, "trace.columns")
     samples = _count("samples", cfg.samples)
+    random_words(cfg.seed)  # refuses an impossible seed before the trace is read
     samples_file = Path(cfg.samples_file).expanduser() if cfg.samples_file else None
     output = Path(str(cfg.output)).expanduser() if trace.path else None
     figure = output.with_suffix(".png") if output else None

@@ -10,6 +10,7 @@ import numpy as np
 
 from llmpilot.errors import ConfigError, TraceError
 from llmpilot.workload.requests import Floats
+from llmpilot.workload.seeds import random_words
 
 MAX_ARRIVALS = 50_000_000
 MAX_DURATION_S = 2_000_000.0
@@ -78,7 +79,7 @@ def _renewal(gap_of: Callable[[Floats], Floats], rate_per_s: float, duration_s: 
             given=duration_s,
             cure=f"set it to at most {MAX_DURATION_S:.0f} (23 days)",
         )
-    bits = np.random.PCG64(seed)
+    bits = random_words(seed)
     end_ns = round(duration_s * 1e9)
     now_ns, parts = 0, []
     while now_ns < end_ns:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from llmpilot.workload.joint import WorkloadModel
 from llmpilot.workload.requests import PARAMETERS, Floats, Ints, Requests, concatenate, encode
+from llmpilot.workload.seeds import random_words
 
 MAX_ROWS = 1_000_000
 
@@ -99,7 +100,7 @@ def row_sample(chunks: Iterable[Requests], limit: int, seed: int) -> Requests:
     A seeded random key belongs to each row and the smallest keys stay: how the rows are chunked changes
     nothing, and memory is bounded by `limit` and the largest chunk.
     """
-    bits = np.random.PCG64(seed)
+    bits = random_words(seed)
     kept: list[Requests] = []
     keys: NDArray[np.uint64] = np.empty(0, np.uint64)
     held = 0

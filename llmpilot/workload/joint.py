@@ -25,6 +25,7 @@ from llmpilot.workload.requests import (
     decode,
     encode,
 )
+from llmpilot.workload.seeds import random_words
 
 MIN_BINS, MAX_BINS = 20, 256
 CHUNK = 65_536
@@ -123,9 +124,7 @@ class RequestStream:
     """Requests one after the other, endlessly. How they are split into takes changes nothing."""
 
     def __init__(self, model: WorkloadModel, seed: int, *, independent: bool = False) -> None:
-        if not 0 <= seed < 2**63:
-            raise ConfigError("seed is not possible", given=seed, cure="set seed=<whole number from 0 on>")
-        self._bits = np.random.PCG64(seed)
+        self._bits = random_words(seed)
         self._model = model
         self._independent = independent
         if independent:

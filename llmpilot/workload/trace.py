@@ -130,7 +130,7 @@ def _numbers(path: Path, field: str, name: str, array: pa.Array, first_row: int)
         numbers = _as_floats(present)
     except pa.ArrowException:
         at = _first_unreadable(present)
-        raise _bad(path, name, first_row + at, repr(texts[at].as_py()), rule.says) from None
+        raise _bad(path, name, first_row + at, _shown(texts, at), rule.says) from None
     if empty.any():
         numbers[empty] = NEUTRAL[field]
     wrong = ~((numbers >= rule.low) & (numbers <= rule.high))
@@ -138,7 +138,7 @@ def _numbers(path: Path, field: str, name: str, array: pa.Array, first_row: int)
         wrong |= numbers != np.floor(numbers)
     if wrong.any():
         at = int(np.argmax(wrong))
-        raise _bad(path, name, first_row + at, texts[at].as_py(), rule.says)
+        raise _bad(path, name, first_row + at, _shown(texts, at), rule.says)
     return numbers
 
 
@@ -150,7 +150,7 @@ def _flags(path: Path, name: str, array: pa.Array, first_row: int, implied: np.n
     wrong = ~(yes | no | empty)
     if wrong.any():
         at = int(np.argmax(wrong))
-        raise _bad(path, name, first_row + at, texts[at].as_py(), "true or false (greedy or sample)")
+        raise _bad(path, name, first_row + at, _shown(texts, at), "true or false (greedy or sample)")
     return np.where(empty, implied, yes)
 
 
@@ -174,7 +174,7 @@ class _Clock:
             at = int(np.argmax(backwards))
             raise TraceError(
                 f"the timestamps in column {self._name!r} go backwards",
-                given=f"{array[at]} in row {first_row + at + 1} below the header of {self._path}",
+                given=f"{_shown(array, at)} in row {first_row + at + 1} below the header of {self._path}",
                 cure="sort the trace by it; where nothing is to be replayed: trace.columns.timestamp=null",
             )
         self._last = float(seconds[-1])
@@ -194,10 +194,10 @@ class _Clock:
             values = convert(texts)
         except pa.ArrowException:
             at = next((i for i in range(len(texts)) if not _readable(texts.slice(i, 1), convert)), 0)
-            raise _bad(self._path, self._name, first_row + at, repr(texts[at].as_py()), says) from None
+            raise _bad(self._path, self._name, first_row + at, _shown(texts, at), says) from None
         if not self._dated and not np.isfinite(values).all():
             at = int(np.argmin(np.isfinite(values)))
-            raise _bad(self._path, self._name, first_row + at, texts[at].as_py(), says)
+            raise _bad(self._path, self._name, first_row + at, _shown(texts, at), says)
         return values
 
 
@@ -263,6 +263,15 @@ def _first_unreadable(array: pa.Array) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if _readable(array.slice(low, middle - low), _as_floats) else (low, middle)
     return low
+
+
+def _shown(array: pa.Array, at: int) -> str:
+    """Return a cell as a person may read it; dates beyond Python's own have no such form."""
+    try:
+        value = array[at].as_py()
+    except (ValueError, OverflowError):
+        return f"a value of type {array.type}"
+    return repr(value) if isinstance(value, str) else str(value)
 
 
 def _bad(path: Path, name: str, row: int, value: object, says: str) -> TraceError:

@@ -124,8 +124,10 @@ def test_chunks_continue_rows_and_time(tmp_path: Path, monkeypatch: pytest.Monke
     assert requests.input_tokens.tolist() == list(range(1, 2001))
     assert times is not None
     assert times[-1] == pytest.approx(199.9)
-    assert "0 in row 2001 below" in refused(write(tmp_path, "in,out,at\n" + rows + "0,1,300\n"), TIMED)
-    assert "199.0 in row 2001 below" in refused(write(tmp_path, "in,out,at\n" + rows + "1,1,199.0\n"), TIMED)
+    assert "'0' in row 2001 below" in refused(write(tmp_path, "in,out,at\n" + rows + "0,1,300\n"), TIMED)
+    assert "'199.0' in row 2001 below" in refused(
+        write(tmp_path, "in,out,at\n" + rows + "1,1,199.0\n"), TIMED
+    )
 
 
 def test_only_as_much_memory_as_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,13 +145,13 @@ def test_only_as_much_memory_as_a_chunk(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ("-5", "-5 in row 2 below the header"),
+        ("-5", "'-5' in row 2 below the header"),
         ("0", "whole number of tokens from 1 to 10,000,000"),
-        ("1.5", "1.5 in row 2"),
-        ("nan", "nan in row 2"),
-        ("inf", "inf in row 2"),
-        ("10000001", "10000001 in row 2"),
-        ("1e300", "1e300 in row 2"),
+        ("1.5", "'1.5' in row 2"),
+        ("nan", "'nan' in row 2"),
+        ("inf", "'inf' in row 2"),
+        ("10000001", "'10000001' in row 2"),
+        ("1e300", "'1e300' in row 2"),
         ("many", "'many' in row 2"),
         ("", "nothing in row 2"),
     ],
@@ -172,11 +174,11 @@ def test_impossible_tokens(tmp_path: Path, value: str, says: str, column: str) -
         ("top_k", "-2", "0 or -1 mean no limit"),
         ("top_p", "1.1", "from 0 to 1"),
         ("top_p", "-0.1", "from 0 to 1"),
-        ("top_p", "nan", "nan in row 1"),
+        ("top_p", "nan", "'nan' in row 1"),
         ("greedy", "maybe", "greedy or sample"),
         ("timestamp", "yesterday", "a number of seconds, or a date and time"),
         ("timestamp", "", "nothing in row 1"),
-        ("timestamp", "nan", "nan in row 1"),
+        ("timestamp", "nan", "'nan' in row 1"),
     ],
 )
 def test_impossible_options(tmp_path: Path, field: str, value: str, says: str) -> None:
@@ -187,10 +189,16 @@ def test_impossible_options(tmp_path: Path, field: str, value: str, says: str) -
 def test_timestamps_that_go_backwards_or_change_kind(tmp_path: Path) -> None:
     message = refused(write(tmp_path, "in,out,at\n1,1,5\n1,1,6\n1,1,5.5\n"), TIMED)
     assert "go backwards" in message
-    assert "5.5 in row 3" in message
+    assert "'5.5' in row 3" in message
     assert "trace.columns.timestamp=null" in message
     assert "row 2" in refused(write(tmp_path, "in,out,at\n1,1,2023-11-16 18:17:03\n1,1,12\n"), TIMED)
     assert "row 2" in refused(write(tmp_path, "in,out,at\n1,1,12\n1,1,2023-11-16 18:17:03\n"), TIMED)
+
+
+def test_dates_beyond_the_calendar_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "late.parquet"
+    pq.write_table(pa.table({"in": [1], "out": [1], "at": pa.array([2**62], pa.timestamp("us"))}), path)
+    assert "a value of type timestamp[us] in row 1" in refused(path, TIMED)
 
 
 def test_missing_columns_list_what_there_is(tmp_path: Path) -> None:
