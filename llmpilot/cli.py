@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 from dataclasses import dataclass
 from errno import EDQUOT, EFBIG, ENOSPC, EROFS
 from types import FrameType
@@ -87,7 +88,7 @@ def _hydra_main(state: _State) -> None:
         state.secrets += secret_values(plain(cfg))
         try:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                state.sweep = state.sweep or Sweep(cfg)
+                state.sweep = state.sweep or Sweep(cfg, sys.argv[1:])
                 state.sweep.run_cell(cfg, _require)
             else:
                 _run_task(cfg)
@@ -97,7 +98,9 @@ def _hydra_main(state: _State) -> None:
             if isinstance(error, KeyboardInterrupt):
                 raise
 
-    hydra.main(version_base="1.3", config_path=str(catalog.conf_dir()), config_name="config")(job)()
+    with tempfile.TemporaryDirectory(prefix="llmpilot-") as folder:
+        os.environ["LLMPILOT_SWEEP_DIR"] = folder
+        hydra.main(version_base="1.3", config_path=str(catalog.conf_dir()), config_name="config")(job)()
 
 
 def _run_task(cfg: DictConfig) -> None:

@@ -7,38 +7,46 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_method
 from omegaconf import DictConfig
 
+from llmpilot import tracking
 from llmpilot.config import Tracking, parse
-from llmpilot.console import note, say
+from llmpilot.console import err, note, say
 from llmpilot.errors import DoesNotFitError, PilotError, TrackingError
-from llmpilot.files import write_result
+from llmpilot.files import require_writable, write_result
 from llmpilot.report import print_sweep
+from llmpilot.secrets import redact, secret_values
 from llmpilot.tracking import Tracker
 
 
 class Sweep:
     """The state of one `-m` command, from its first cell to its verdict."""
 
-    def __init__(self, cfg: DictConfig) -> None:
-        self._tracker = Tracker(parse(Tracking, cfg.tracking, "tracking"))
+    def __init__(self, cfg: DictConfig, arguments: list[str]) -> None:
+        self._typed = [argument for argument in arguments if not argument.startswith("-")]
         self._result_file = cfg.result_file
+        if self._result_file is not None:
+            require_writable(self._result_file)
+        self._tracker = Tracker(parse(Tracking, cfg.tracking, "tracking"))
         self._task = cfg.task.name
         self._cells: list[dict[str, Any]] = []
-        self._parent_run_id = self._tracker.start_parent(cfg.task.name, f"sweep: {_swept()}", {})
+        name = f"sweep: {' '.join(_hide(argument) for argument in self._typed)}"
+        self._parent_run_id = self._tracker.start_parent(self._task, name, {})
 
     def run_cell(self, cfg: DictConfig, require: Callable[[DictConfig], None]) -> None:
         """Run one cell; what goes wrong with it is kept for the verdict and stops nothing."""
-        cell = f"cell {len(self._cells) + 1}: {' '.join(HydraConfig.get().overrides.task)}"
-        say(f"\n{cell}", style="bold")
-        entry: dict[str, Any] = {"cell": ", ".join(HydraConfig.get().overrides.task), "status": "done"}
+        overrides = HydraConfig.get().overrides.task
+        varied = [_hide(override) for override in overrides if override not in self._typed]
+        entry: dict[str, Any] = {"cell": " ".join(varied or overrides), "status": "done"}
         self._cells.append(entry)
+        say(f"cell {len(self._cells)}: {entry['cell']}", style="bold")
         try:
             require(cfg)
             task = get_method(cfg.task.run)
-            options = {"parent_run_id": self._parent_run_id, "skip_finished": bool(cfg.resume)}
-            entry["result"] = task(cfg, **options) if cfg.task.name == "characterize" else task(cfg)
+            in_sweep = {"parent_run_id": self._parent_run_id, "in_sweep": True}
+            entry["result"] = task(cfg, **in_sweep) if self._task == tracking.CHARACTERIZE else task(cfg)
         except DoesNotFitError as error:
             # An outcome of the grid, not a failure of ours.
             entry |= {"status": "does not fit", "reason": str(error)}
+            self._tracker.log_infeasible(self._task, entry["cell"], str(error), self._parent_run_id)
             note(str(error))
         except TrackingError as error:
             entry |= {"status": "not tracked", "reason": str(error), "result": error.result}
@@ -49,9 +57,7 @@ class Sweep:
             entry |= {"status": "failed", "reason": str(error)}
             note(f"error: {error}", style="red")
         except Exception as error:
-            from llmpilot.console import err
-
-            entry |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+            entry |= {"status": "failed", "reason": redact(f"{type(error).__name__}: {error}")}
             err.print_exception()
 
     def close(self, *, interrupted: bool) -> int:
@@ -69,6 +75,7 @@ class Sweep:
         return 1 if failed else 0
 
 
-def _swept() -> str:
-    """Return what the command varied, for the parent run's name."""
-    return " ".join(str(override) for override in HydraConfig.get().overrides.task)
+def _hide(override: str) -> str:
+    """Return an override as it may be shown: without the value of a secret."""
+    key, _, value = override.partition("=")
+    return redact(override, secret_values({key.lstrip("+"): value}))

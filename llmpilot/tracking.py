@@ -28,6 +28,8 @@ TAG_STEP = "llmpilot.step"
 TAG_RUN_NAME = "mlflow.runName"
 TAG_PARENT = "mlflow.parentRunId"
 RESULT_FILE = "result.json"
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Opens the experiment on its runs and charts, not on the pages for chat traces."""
 
 MAX_PARAM_LENGTH = 6000
 T = TypeVar("T")
@@ -100,6 +102,20 @@ class Tracker:
             return str(run_id)
 
         return self._attempt(start)
+
+    def log_infeasible(self, task: str, name: str, reason: str, parent_run_id: str | None) -> None:
+        """Log a cell that cannot be measured as a finished run whose outcome says why."""
+
+        def log() -> None:
+            client = self._connect()
+            run_id = client.create_run(self._experiment(task), run_name=name).info.run_id
+            tags = {TAG_TASK: task, TAG_OUTCOME: "infeasible", TAG_REASON: reason}
+            tags |= {TAG_PARENT: parent_run_id} if parent_run_id else {}
+            for key, value in tags.items():
+                client.set_tag(run_id, key, value)
+            client.set_terminated(run_id, "FINISHED")
+
+        self._attempt(log)
 
     def end(self, run_id: str | None, status: str) -> None:
         """Set a run's final status."""
@@ -178,7 +194,7 @@ class Tracker:
         if name not in self._experiments:
             client = self._connect()
             found = client.get_experiment_by_name(name)
-            self._experiments[name] = found.experiment_id if found else client.create_experiment(name)
+            self._experiments[name] = found.experiment_id if found else client.create_experiment(name, tags=KIND)
         return self._experiments[name]
 
     def _connect(self) -> Any:

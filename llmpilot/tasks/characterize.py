@@ -20,10 +20,10 @@ from llmpilot.tracking import Tracker
 REAL_SERVICE = "engine=openai deployment=external deployment.url=http://HOST:PORT"
 
 
-def run(cfg: DictConfig, *, parent_run_id: str | None = None, skip_finished: bool = False) -> dict[str, Any]:
+def run(cfg: DictConfig, *, parent_run_id: str | None = None, in_sweep: bool = False) -> dict[str, Any]:
     """Measure the cell that `cfg` describes and return its result, as `result_file` holds it.
 
-    In a sweep (`skip_finished`), a cell that MLflow already has as FINISHED is not measured again.
+    In a sweep, a cell that MLflow already has as FINISHED is not measured again unless `resume` is false.
 
     Raises:
         ConfigError, DoesNotFitError: the cell is impossible.
@@ -33,7 +33,7 @@ def run(cfg: DictConfig, *, parent_run_id: str | None = None, skip_finished: boo
     tracker = Tracker(parse(Tracking, cfg.tracking, "tracking"))
     announce(cell, tracker.tracking)
 
-    if skip_finished and (known := _already_finished(cell, tracker)):
+    if in_sweep and cfg.resume and (known := _already_finished(cell, tracker)):
         return known
     folder = RunFolder.claim(cell.config_hash(), _identity(cell), resume=bool(cfg.resume))
     write_text(folder.artifacts / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redact_tree(plain(cfg)))))
@@ -47,7 +47,7 @@ def run(cfg: DictConfig, *, parent_run_id: str | None = None, skip_finished: boo
     folder.save(status="FINISHED")
     tracker.finish(folder)
     result["run_id"] = folder.state["run_id"]
-    show(cell, result, folder, tracker)
+    show(result, folder, tracker, brief=in_sweep)
     if tracker.problem is not None:
         raise tracking.not_uploaded([folder], tracker.problem, tracker.tracking, result)
     folder.remove()
@@ -129,11 +129,12 @@ def conclude(cell: Cell, folder: RunFolder, levels: list[metrics.Level]) -> dict
     return result
 
 
-def show(cell: Cell, result: dict[str, Any], folder: RunFolder, tracker: Tracker) -> None:
-    """Print the table, the conclusion and where to look further."""
-    report.print_table(result)
+def show(result: dict[str, Any], folder: RunFolder, tracker: Tracker, *, brief: bool) -> None:
+    """Print the table, the conclusion and where to look further; in a sweep the conclusion only."""
+    if not brief:
+        report.print_table(result)
     say(report.conclusion(result), style="bold")
-    if tracker.problem is None:
+    if tracker.problem is None and not brief:
         say(f"run {folder.state['run_id']} in {tracker.tracking.uri}; compare: {_how_to_look(tracker.tracking)}")
 
 
