@@ -1,4 +1,4 @@
-"""The command line: Hydra composes, this module checks what the task needs, dispatches, and sets the exit code.
+"""The command line: Hydra composes; this module checks what the task needs, dispatches, sets the exit code.
 
 0 done, 1 failed (or measured but not tracked), 2 wrong usage, 130 interrupted.
 """
@@ -8,6 +8,8 @@ import re
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EDQUOT, EFBIG, ENOSPC, EROFS
 from types import FrameType
@@ -35,6 +37,7 @@ WRONG_USAGE = 2
 INTERRUPTED = 130
 DISK_TROUBLE = (ENOSPC, EDQUOT, EROFS, EFBIG)
 
+
 def main() -> None:
     """Run the command line and exit."""
     sys.exit(run(sys.argv[1:]))
@@ -44,8 +47,6 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; every mendable error is one message on stderr."""
     state = _State(secrets=_secrets_in(arguments))
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    # Let errors of the composition through to us: Hydra's own report exits with 1.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     signal.signal(signal.SIGTERM, _interrupt)
     sys.argv[1:] = arguments
     code = 0
@@ -64,7 +65,10 @@ def run(arguments: list[str]) -> int:
         if wants_traceback or error.errno not in DISK_TROUBLE:
             raise
         note(f"error: {error.strerror}: {error.filename or os.curdir}", style="red")
-        note(f"  what was measured before is kept in {ROOT}; make room, then give the same command again", style="red")
+        note(
+            f"  what was measured before is kept in {ROOT}; make room, then give the same command again",
+            style="red",
+        )
         code = FAILED
     finally:
         if state.sweep is not None:
@@ -98,9 +102,29 @@ def _hydra_main(state: _State) -> None:
             if isinstance(error, KeyboardInterrupt):
                 raise
 
-    with tempfile.TemporaryDirectory(prefix="llmpilot-") as folder:
-        os.environ["LLMPILOT_SWEEP_DIR"] = folder
+    with (
+        tempfile.TemporaryDirectory(prefix="llmpilot-") as folder,
+        _environment(
+            # Let errors of the composition through to us: Hydra's own report exits with 1.
+            HYDRA_FULL_ERROR="1",
+            LLMPILOT_SWEEP_DIR=folder,
+        ),
+    ):
         hydra.main(version_base="1.3", config_path=str(catalog.conf_dir()), config_name="config")(job)()
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _run_task(cfg: DictConfig) -> None:
@@ -136,7 +160,7 @@ def _require(cfg: DictConfig) -> None:
 
 
 def explain(error: Exception) -> str:
-    """Return what a user should read of an error: ours as it is, Hydra's with a better cure where we know one."""
+    """Return what a user should read of an error: ours as it is, Hydra's with a better cure where we know."""
     if isinstance(error, PilotError):
         return str(error)
     causes = (error, error.__cause__)

@@ -120,7 +120,7 @@ class Model(Facts):
     def kv_shards(self) -> int:
         """Over how many GPUs tensor parallelism can split the KV cache without keeping a part twice.
 
-        A latent cache (DeepSeek's MLA), recognised by being smaller than its heads would need, cannot be split.
+        A latent cache (DeepSeek's MLA), known by being smaller than its heads would need, cannot be split.
         """
         per_head = 2 * self.n_layers * self.head_dim * 2.0
         return 1 if self.kv_bytes_per_token < 0.4 * per_head * self.n_kv_heads else self.n_kv_heads
@@ -213,8 +213,8 @@ class Tracking(Facts):
         scheme = uri.split(":", 1)[0].split("+", 1)[0] if ":" in uri else "file"
         if scheme not in TRACKING_SCHEMES:
             raise ValueError(
-                f"tracking.uri={uri} is no MLflow tracking URI: take sqlite:///mlflow.db, http://HOST:PORT or "
-                f"another of the schemes {', '.join(TRACKING_SCHEMES)}"
+                f"tracking.uri={uri} is no MLflow tracking URI: take sqlite:///mlflow.db, http://HOST:PORT "
+                f"or another of the schemes {', '.join(TRACKING_SCHEMES)}"
             )
         return uri
 
@@ -246,14 +246,20 @@ def _explain(schema: type[BaseModel], problem: Any, key: str) -> ConfigError:
         options = list(schema.model_fields)
         hint = did_you_mean(str(problem["loc"][-1]), options)
         return ConfigError(
-            f"{where} is not a key of {key}", given=problem["input"], cure=f"{hint}the keys are {', '.join(options)}"
+            f"{where} is not a key of {key}",
+            given=problem["input"],
+            cure=f"{hint}the keys are {', '.join(options)}",
         )
     if problem["type"] == "missing":
-        return ConfigError(f"{where} is missing", cure=f"add it to the {key} file or on the command line: +{where}=...")
+        return ConfigError(
+            f"{where} is missing", cure=f"add it to the {key} file or on the command line: +{where}=..."
+        )
     if problem["type"] == "value_error":
         return ConfigError(str(problem["ctx"]["error"]))
     description = schema.model_fields.get(str(problem["loc"][0])) if problem["loc"] else None
-    cure = f"set {where}=<value>" if description is None else f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
+    cure = (
+        f"set {where}=<value>" if description is None else f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
+    )
     return ConfigError(f"{where} is not possible", given=problem["input"], cure=cure)
 
 

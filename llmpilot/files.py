@@ -68,7 +68,9 @@ def write_result(path: str | Path, result: Any) -> None:
 
 
 def _not_writable(path: str | Path, error: OSError) -> ConfigError:
-    return ConfigError(f"result_file cannot be written: {error.strerror}", given=path, cure="name a writable path")
+    return ConfigError(
+        f"result_file cannot be written: {error.strerror}", given=path, cure="name a writable path"
+    )
 
 
 def _umask() -> int:

@@ -62,7 +62,8 @@ def summarize(records: Records, sla: Sla, unit: str = "users") -> Level:
     input_tokens = int((inputs * copies)[prefilled].sum())
     completed = ok & (records.done_us >= start_us) & (records.done_us < end_us)
 
-    within = good & _within_sla(sla, ttft_us / 1e3, nttft_ms, tpot_ms, gap_counts, e2e_us / 1e3)
+    requests_ms = {"ttft_ms": ttft_us / 1e3, "nttft_ms": nttft_ms, "tpot_ms": tpot_ms, "e2e_ms": e2e_us / 1e3}
+    within = good & _within_sla(sla, requests_ms, gap_counts)
     n_ok, n_bad = int(good.sum()), int(bad.sum())
     kinds, counts = np.unique(records.failure[bad], return_counts=True)
     return {
@@ -97,9 +98,8 @@ def statistics(values: NDArray[np.float64]) -> dict[str, float | None]:
     percentiles = np.percentile(values, PERCENTILES)
     # fsum: the mean of the same values is the same float on every machine, whatever its vector units.
     mean = fsum(values.tolist()) / len(values)
-    return {f"p{p}": round(float(v), 6) for p, v in zip(PERCENTILES, percentiles, strict=True)} | {
-        "mean": round(mean, 6)
-    }
+    figures = [*percentiles.tolist(), mean]
+    return {name: round(figure, 6) for name, figure in zip(STATISTICS, figures, strict=True)}
 
 
 def meets_sla(level: Level, sla: Sla) -> bool:
@@ -132,25 +132,16 @@ def cost_per_million_output_tokens(level: Level | None, cost_per_hour: float) ->
 
 
 def _within_sla(
-    sla: Sla,
-    ttft_ms: NDArray[np.float64],
-    nttft_ms: NDArray[np.float64],
-    tpot_ms: NDArray[np.float64],
-    gap_counts: NDArray[np.int64],
-    e2e_ms: NDArray[np.float64],
+    sla: Sla, requests_ms: dict[str, NDArray[np.float64]], gap_counts: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Whether each request by itself kept the limits; its ITL is judged by its mean gap."""
-    kept = np.ones(len(ttft_ms), dtype=bool)
-    pairs = (
-        (ttft_ms, sla.ttft_ms),
-        (nttft_ms, sla.nttft_ms),
-        (tpot_ms, sla.itl_ms),
-        (tpot_ms, sla.tpot_ms),
-        (e2e_ms, sla.e2e_ms),
-    )
-    for values, limit in pairs:
-        if limit is not None:
-            kept &= (values <= limit) | ((values is tpot_ms) & (gap_counts == 0))
+    limits = {name: getattr(sla, name) for name in requests_ms}
+    if sla.itl_ms is not None:
+        limits["tpot_ms"] = min(sla.itl_ms, sla.tpot_ms or sla.itl_ms)
+    kept = np.ones(len(gap_counts), dtype=bool)
+    for name, values in requests_ms.items():
+        if limits[name] is not None:
+            kept &= (values <= limits[name]) | ((name == "tpot_ms") & (gap_counts == 0))
     return kept
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from llmpilot.console import out, say
 from llmpilot.files import replacing, write_text
+from llmpilot.metrics import STATISTICS
 
 Result = dict[str, Any]
 LATENCY_LABELS = {
@@ -17,7 +18,7 @@ LATENCY_LABELS = {
     "itl_ms": "ITL [ms]",
     "e2e_ms": "E2E [ms]",
 }
-SHOWN = ("p50", "p90", "p99")
+COLOURS = {"p50": "#1f77b4", "p90": "#2ca02c", "p95": "#ff7f0e", "p99": "#d62728"}
 
 
 NARROW = 110
@@ -131,11 +132,11 @@ def _plot_latency(result: Result, path: Path) -> None:
 
     figure = Figure(figsize=(11, 7), layout="constrained")
     for axes, (latency, label) in zip(figure.subplots(2, 2).flat, LATENCY_LABELS.items(), strict=True):
-        for stat in SHOWN:
-            axes.plot(*_series(result, latency, stat), marker="o", label=stat)
+        for stat, colour in COLOURS.items():
+            axes.plot(*_series(result, latency, stat), marker="o", label=stat, color=colour)
         limit = _limit(result, latency)
         if limit is not None:
-            axes.axhline(limit, color="tab:red", linestyle="--", label=f"SLA, p{result['sla']['percentile']}")
+            axes.axhline(limit, color="black", linestyle="--", label=f"SLA, p{result['sla']['percentile']}")
         axes.set(xlabel=result["level_unit"], ylabel=label, xscale="log", yscale="log")
         ticks = [level["level"] for level in result["levels"]]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -193,7 +194,7 @@ def _page(result: Result) -> str:
         levels = [level for level in result["levels"] if level[latency]["p50"] is not None]
         scale = scales.get(index)
         x = [level["level"] if scale is None else level["throughput_tok_s"] * scale for level in levels]
-        for stat, colour in zip(("p50", "p90", "p95", "p99"), ("#1f77b4", "#2ca02c", "#ff7f0e", "#d62728"), strict=True):
+        for stat, colour in COLOURS.items():
             figure.add_trace(
                 go.Scatter(
                     x=x,
@@ -213,7 +214,7 @@ def _page(result: Result) -> str:
         if scale is None:
             figure.update_xaxes(type="log", **where)
             if _limit(result, latency) is not None:
-                figure.add_hline(y=_limit(result, latency), line_dash="dash", line_color="red", **where)
+                figure.add_hline(y=_limit(result, latency), line_dash="dash", line_color="black", **where)
     figure.update_layout(height=1050, margin={"t": 60, "b": 40})
     charts = figure.to_html(full_html=False, include_plotlyjs=True, div_id="charts")
     return PAGE.format(
@@ -225,25 +226,27 @@ def _page(result: Result) -> str:
 
 
 def _html_table(result: Result) -> str:
-    columns = {
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
         result["level_unit"]: lambda level: f"{level['level']:g}",
         "requests ok": lambda level: f"{level['requests_ok']:,}",
         "failed": lambda level: ", ".join(f"{n} {kind}" for kind, n in level["failures"].items()) or "0",
         "left out: warm-up": lambda level: f"{level['excluded']['warmup']:,}",
         "left out: drain": lambda level: f"{level['excluded']['drain']:,}",
         "output tokens/s": lambda level: _figure(level["throughput_tok_s"], 0),
+        "input tokens/s": lambda level: _figure(level["input_tok_s"], 0),
         "requests/s": lambda level: _figure(level["requests_per_s"], 2),
         "goodput/s": lambda level: _figure(level["goodput_per_s"], 2),
         "$ per 1M output tokens": lambda level: _figure(_dollars_per_million(level, result), 2),
     }
+    rows = {name: [show(level) for level in result["levels"]] for name, show in columns.items()}
     for latency, label in {**LATENCY_LABELS, "tpot_ms": "TPOT [ms]"}.items():
-        for stat in ("p50", "p95", "p99", "mean"):
-            columns[f"{label} {stat}"] = lambda level, latency=latency, stat=stat: _figure(level[latency][stat], 2)
-    rows = []
-    for name, show in columns.items():
-        cells = "".join(f"<td>{html.escape(show(level))}</td>" for level in result["levels"])
-        rows.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
-    return f"<table>{''.join(rows)}</table>"
+        for stat in STATISTICS:
+            rows[f"{label} {stat}"] = [_figure(level[latency][stat], 2) for level in result["levels"]]
+    lines = []
+    for name, figures in rows.items():
+        cells = "".join(f"<td>{html.escape(figure)}</td>" for figure in figures)
+        lines.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
+    return f"<table>{''.join(lines)}</table>"
 
 
 PAGE = """<!doctype html>

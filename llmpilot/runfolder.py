@@ -24,14 +24,16 @@ Level = dict[str, Any]
 
 
 class RunFolder:
-    """One run's folder: `run.json` (identity and state), `levels.json`, `requests/*.parquet`, `artifacts/`."""
+    """One run's folder: `run.json` (identity, state), `levels.json`, `requests/*.parquet`, `artifacts/`."""
 
     def __init__(self, path: Path, state: dict[str, Any]) -> None:
         self.path, self.state = path, state
         self._lock: Any = None
 
     @classmethod
-    def claim(cls, config_hash: str, identity: dict[str, Any], *, resume: bool, root: Path = ROOT) -> "RunFolder":
+    def claim(
+        cls, config_hash: str, identity: dict[str, Any], *, resume: bool, root: Path = ROOT
+    ) -> "RunFolder":
         """Return the unfinished folder of this configuration to go on with, or a new one; locked either way.
 
         Raises:
@@ -51,9 +53,13 @@ class RunFolder:
             (path / "artifacts").mkdir()
         except OSError as error:
             raise ConfigError(
-                f"the working directory cannot be written: {error.strerror}", given=path, cure="start in another one"
+                f"the working directory cannot be written: {error.strerror}",
+                given=path,
+                cure="start in another one",
             ) from None
-        folder = cls(path, {"format": FORMAT, "status": "RUNNING", "run_id": None, "level_times_ms": {}} | identity)
+        folder = cls(
+            path, {"format": FORMAT, "status": "RUNNING", "run_id": None, "level_times_ms": {}} | identity
+        )
         folder.lock()
         folder.save()
         write_text(path / "levels.json", to_json([]))
@@ -94,6 +100,12 @@ class RunFolder:
                 given=self.path,
                 cure="wait for it, or start this one elsewhere",
             ) from None
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     @property
     def artifacts(self) -> Path:

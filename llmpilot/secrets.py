@@ -6,7 +6,8 @@ from typing import Any
 
 HIDDEN = "***"
 _SECRET_NAME = re.compile(
-    r"(^|[._-])(api[_-]?key|key|token|secret|password|passwd|credentials?|authorization|bearer)$", re.IGNORECASE
+    r"(^|[._-])(api[_-]?key|key|token|secret|password|passwd|credentials?|authorization|bearer)$",
+    re.IGNORECASE,
 )
 _URL_USER = re.compile(r"(?<=://)[^/\s@]+@")
 _SHORTEST = 6

@@ -1,4 +1,4 @@
-"""A sweep (`-m`): one parent run in MLflow, cells that go on after a failing one, and a verdict at the end."""
+"""A sweep (`-m`): one parent run in MLflow, cells that go on after a failing one, a verdict at the end."""
 
 from collections.abc import Callable
 from typing import Any

@@ -130,7 +130,9 @@ class Tracker:
         client, state = self._connect(), folder.state
         run_id = self._reopen(state["run_id"]) or os.environ.pop("MLFLOW_RUN_ID", None)
         if run_id is None:
-            run_id = client.create_run(self._experiment(state["task"]), run_name=state["run_name"]).info.run_id
+            run_id = client.create_run(
+                self._experiment(state["task"]), run_name=state["run_name"]
+            ).info.run_id
         folder.save(run_id=run_id, tracking_uri=redact(self.tracking.uri))
         tags = state["tags"] | {TAG_RUN_NAME: state["run_name"]}
         tags |= {TAG_PARENT: parent_run_id} if parent_run_id else {}
@@ -194,7 +196,9 @@ class Tracker:
         if name not in self._experiments:
             client = self._connect()
             found = client.get_experiment_by_name(name)
-            self._experiments[name] = found.experiment_id if found else client.create_experiment(name, tags=KIND)
+            self._experiments[name] = (
+                found.experiment_id if found else client.create_experiment(name, tags=KIND)
+            )
         return self._experiments[name]
 
     def _connect(self) -> Any:
@@ -264,4 +268,12 @@ def _client(tracking: Tracking) -> Any:
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking.uri)
+    return MlflowClient(_absolute(tracking.uri))
+
+
+def _absolute(uri: str) -> str:
+    """Return a SQLite URI with an absolute path: MLflow keeps connections by URI, whatever the directory."""
+    scheme, separator, path = uri.partition(":///")
+    if scheme != "sqlite" or not path or path.startswith(("/", ":memory:")):
+        return uri
+    return f"{scheme}{separator}{Path.cwd() / path}"

@@ -1,4 +1,4 @@
-"""What is sent and when: requests drawn from a workload model or replayed from a trace, and their arrivals."""
+"""What is sent and when: requests drawn from a workload model or replayed from a trace, and arrivals."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +88,7 @@ def _trace_of(load: Load) -> tuple[Path, TraceColumns]:
     if unknown:
         raise ConfigError(f"load.trace.{min(unknown)} is not a key", cure="the keys are path and columns")
     if not trace.get("path"):
-        raise ConfigError("load.trace.path is missing: the trace to replay", cure="add load.trace.path=my.csv")
+        raise ConfigError("load.trace.path is missing: the trace to replay", cure="load.trace.path=my.csv")
     return Path(trace["path"]), parse(TraceColumns, trace.get("columns") or {}, "load.trace.columns")
 
 

@@ -86,7 +86,9 @@ def compose(cfg: DictConfig) -> Cell:
     if memory.kv_capacity_tokens < heaviest:
         require_fit(model, gpu, memory, heaviest, cure=_where_it_fits(engine, model, heaviest))
     weight = cfg.max_batch_weight
-    weight = engine.default_max_batch_weight(model, gpu) if weight is None else _whole("max_batch_weight", weight)
+    weight = (
+        engine.default_max_batch_weight(model, gpu) if weight is None else _whole("max_batch_weight", weight)
+    )
     if weight < heaviest:
         raise ConfigError(
             f"max_batch_weight={weight} is below the workload's heaviest request: it could never be served",
@@ -119,7 +121,7 @@ def _where_it_fits(engine: SimulatedEngine, model: Model, heaviest: int) -> str:
         if engine.memory(model, gpu).kv_capacity_tokens >= heaviest
     ]
     if not fitting:
-        return "no GPU profile of the catalogue holds it: quantize the model (model.weight_bytes_per_parameter=1)"
+        return "no GPU profile of the catalogue holds it; quantize it: model.weight_bytes_per_parameter=1"
     fitting.sort()
     lines = [f"+gpu={option} gpu.count={count}  (${cost:.2f}/h)" for cost, option, count in fitting[:3]]
     return "take a profile that holds it, the cheapest: " + ", ".join(lines)
@@ -127,7 +129,9 @@ def _where_it_fits(engine: SimulatedEngine, model: Model, heaviest: int) -> str:
 
 def _whole(key: str, value: Any, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{key} must be a whole number of at least {least}", given=value, cure=f"{key}={least}")
+        raise ConfigError(
+            f"{key} must be a whole number of at least {least}", given=value, cure=f"{key}={least}"
+        )
     return value
 
 
@@ -135,4 +139,3 @@ def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, dict):
         return [item for key, inner in value.items() for item in _flatten(inner, f"{prefix}{key}.")]
     return [(prefix.removesuffix("."), value)]
-

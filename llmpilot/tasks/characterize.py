@@ -1,6 +1,6 @@
 """Characterize one service: climb the ladder of load, keep every level, find u_max and its price."""
 
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -35,22 +35,24 @@ def run(cfg: DictConfig, *, parent_run_id: str | None = None, in_sweep: bool = F
 
     if in_sweep and cfg.resume and (known := _already_finished(cell, tracker)):
         return known
-    folder = RunFolder.claim(cell.config_hash(), _identity(cell), resume=bool(cfg.resume))
-    write_text(folder.artifacts / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redact_tree(plain(cfg)))))
-    tracker.start(folder, parent_run_id)
-    try:
-        levels = climb(cell, folder, tracker)
-        result = conclude(cell, folder, levels)
-    except BaseException as error:
-        _give_up(folder, tracker, error)
-        raise
-    folder.save(status="FINISHED")
-    tracker.finish(folder)
-    result["run_id"] = folder.state["run_id"]
-    show(result, folder, tracker, brief=in_sweep)
-    if tracker.problem is not None:
-        raise tracking.not_uploaded([folder], tracker.problem, tracker.tracking, result)
-    folder.remove()
+    with closing(RunFolder.claim(cell.config_hash(), _identity(cell), resume=bool(cfg.resume))) as folder:
+        write_text(
+            folder.artifacts / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redact_tree(plain(cfg))))
+        )
+        tracker.start(folder, parent_run_id)
+        try:
+            levels = climb(cell, folder, tracker)
+            result = conclude(cell, folder, levels)
+        except BaseException as error:
+            _give_up(folder, tracker, error)
+            raise
+        folder.save(status="FINISHED")
+        tracker.finish(folder)
+        result["run_id"] = folder.state["run_id"]
+        show(result, folder, tracker, brief=in_sweep)
+        if tracker.problem is not None:
+            raise tracking.not_uploaded([folder], tracker.problem, tracker.tracking, result)
+        folder.remove()
     return result
 
 
@@ -58,14 +60,16 @@ def announce(cell: Cell, settings: Tracking) -> None:
     """Say first what is simulated, then what will happen and where the results go."""
     if cell.engine.measurement == "simulated":
         say(
-            f"SIMULATED: {cell.name}, no GPU and no engine is used. To measure a real service, add: {REAL_SERVICE}",
+            f"SIMULATED: {cell.name}, no GPU and no engine is used. "
+            f"To measure a real service, add: {REAL_SERVICE}",
             style="bold yellow",
         )
     else:
         say(f"MEASURED: {cell.name}, {cell.engine.name} at {cell.deployment.name}", style="bold")
     ladder = ", ".join(f"{level:g}" for level in cell.load.levels)
     note(
-        f"{cell.load.unit}: {ladder}; {cell.load.duration_s:g} s each after {cell.load.warmup_s:g} s warm-up; "
+        f"{cell.load.unit}: {ladder}; "
+        f"{cell.load.duration_s:g} s each after {cell.load.warmup_s:g} s warm-up; "
         f"workload {cell.workload_name}; max batch weight {cell.max_batch_weight:,} tokens; "
         f"tracked in {settings.uri}"
     )
@@ -135,7 +139,7 @@ def show(result: dict[str, Any], folder: RunFolder, tracker: Tracker, *, brief: 
         report.print_table(result)
     say(report.conclusion(result), style="bold")
     if tracker.problem is None and not brief:
-        say(f"run {folder.state['run_id']} in {tracker.tracking.uri}; compare: {_how_to_look(tracker.tracking)}")
+        say(f"run {folder.state['run_id']}; look and compare: {_how_to_look(tracker.tracking)}")
 
 
 def _identity(cell: Cell) -> dict[str, Any]:
@@ -174,7 +178,8 @@ def _give_up(folder: RunFolder, tracker: Tracker, error: BaseException) -> None:
     tracker.finish(folder)
     if interrupted:
         note(
-            f"interrupted: {len(folder.levels())} levels are kept in {folder.path}; the same command goes on there",
+            f"interrupted: {len(folder.levels())} levels are kept in {folder.path}; "
+            "the same command goes on there",
             style="yellow",
         )
 
@@ -183,5 +188,3 @@ def _how_to_look(settings: Tracking) -> str:
     if settings.uri.startswith(("http://", "https://")):
         return settings.uri
     return f"mlflow ui --backend-store-uri {settings.uri}"
-
-

@@ -1,5 +1,6 @@
 """Send to MLflow what was measured while it could not be reached."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     folders = [RunFolder.open(path) for path in paths]
     uploaded = []
     for folder in folders:
-        folder.lock()
-        run_id = tracking.upload(folder, settings)
+        with closing(folder):
+            folder.lock()
+            run_id = tracking.upload(folder, settings)
         say(f"uploaded {folder.path}: run {run_id}")
         uploaded.append({"folder": str(folder.path), "run_id": run_id})
     return {"uploaded": uploaded}

@@ -1,0 +1,274 @@
+"""The command line from end to end, against a real tracking database."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
+
+from llmpilot import loadtest
+from llmpilot.tasks import characterize
+
+CELL = ("+gpu=a100", "+model=starcoder")
+QUICK = ("load.users=[1,4,16]", "load.duration_s=10", "load.warmup_s=1")
+STATISTICS = {"p50", "p90", "p95", "p99", "mean"}
+
+
+def client_here() -> MlflowClient:
+    return MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+
+
+def runs() -> list[MlflowRun]:
+    client = client_here()
+    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
+
+
+def artifacts_of(run: MlflowRun) -> set[str]:
+    return {file.path for file in client_here().list_artifacts(run.info.run_id)}
+
+
+def steps_of(run: MlflowRun, metric: str) -> list[int]:
+    history = client_here().get_metric_history(run.info.run_id, metric)
+    return [point.step for point in history]
+
+
+def read(path: str | Path) -> Any:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def test_the_headline_command(run: Run, workdir: Path) -> None:
+    ran = run(*CELL, "result_file=r.json")
+    assert ran.code == 0, ran.err
+    first = ran.out.splitlines()[0]
+    assert first.startswith("SIMULATED")
+    assert "deployment=external" in first
+
+    result = read("r.json")
+    wanted = "model gpu count engine deployment measurement max_batch_weight workload run_id users_max levels"
+    assert set(wanted.split()) | {"cost_per_hour"} <= set(result)
+    assert [level["users"] for level in result["levels"]] == [1, 2, 4, 8, 16, 32, 64, 128]
+    for level in result["levels"]:
+        for latency in ("ttft_ms", "nttft_ms", "itl_ms", "tpot_ms", "e2e_ms"):
+            assert set(level[latency]) == STATISTICS
+        rates = "requests_ok requests_failed throughput_tok_s requests_per_s goodput_per_s failure_rate"
+        assert set(rates.split()) <= set(level)
+
+    (tracked,) = runs()
+    assert tracked.info.run_id == result["run_id"]
+    assert tracked.info.status == "FINISHED"
+    assert steps_of(tracked, "itl_ms.p50") == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert tracked.data.metrics["users_max"] == result["users_max"]
+    assert tracked.data.params["gpu.name"] == "A100-40GB"
+    assert tracked.data.tags["llmpilot.measurement"] == "simulated"
+    assert tracked.data.tags["llmpilot.outcome"] in ("sla_met", "sla_missed")
+    wanted_files = {"config.yaml", "levels.json", "requests.parquet", "plots", "report.html", "result.json"}
+    assert artifacts_of(tracked) == wanted_files
+    assert {path.name for path in workdir.iterdir()} == {"mlflow.db", "mlruns", "r.json"}
+
+
+def test_the_same_seed_gives_the_same_bytes_in_another_process(run: Run) -> None:
+    assert run(*CELL, *QUICK, "result_file=a.json").code == 0
+    command = [sys.executable, "-m", "llmpilot", *CELL, *QUICK, "result_file=b.json"]
+    environment = os.environ | {"PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    assert run(*CELL, *QUICK, "seed=43", "result_file=c.json").code == 0
+    a, b, c = (read(name) for name in ("a.json", "b.json", "c.json"))
+    ids = {result.pop("run_id") for result in (a, b, c)}
+    assert len(ids) == 3
+    assert json.dumps(a) == json.dumps(b)
+    assert json.dumps(a["levels"]) != json.dumps(c["levels"])
+    levels = [sorted(Path("mlruns").rglob(f"{run_id}/artifacts/levels.json"))[0] for run_id in ids]
+    assert len({path.read_bytes() for path in levels}) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["+gpu=a1000", "+model=starcoder"], ["gpu/a1000", "h100"]),
+        (["+gpu=a100", "+model=nope"], ["model/nope", "starcoder"]),
+        (["gpu=a100", "+model=starcoder"], ["use +gpu=a100"]),
+        (["+gpu=a100"], ["needs a model", "+gpu=a100 +model=starcoder", "llama_3_1_8b"]),
+        ([*CELL, "gpu.count=3"], ["gpu.count=3", "1, 2, 4"]),
+        ([*CELL, "gpu.count=0"], ["gpu.count", "0"]),
+        ([*CELL, "sla.itl_ms=0"], ["sla.itl_ms", "0"]),
+        ([*CELL, "sla.itl_ms=nan"], ["sla.itl_ms", "nan"]),
+        ([*CELL, "sla.itl_ms=-.inf"], ["sla.itl_ms"]),
+        ([*CELL, "load.user=[1]"], ["load.user is not a key", "did you mean 'load.users'"]),
+        ([*CELL, "+load.foo=1"], ["load.foo is not a key"]),
+        ([*CELL, "seed=-1"], ["seed", "-1"]),
+        ([*CELL, "seed=1.5"], ["seed", "1.5"]),
+        ([*CELL, "max_batch_weight=10"], ["max_batch_weight=10", "heaviest request"]),
+        ([*CELL, "max_batch_weight=many"], ["max_batch_weight", "many"]),
+        ([*CELL, "workload=file"], ["workload.model is missing"]),
+        ([*CELL, "workload=file", "workload.model=gone.parquet"], ["gone.parquet"]),
+        ([*CELL, "load=replay"], ["load.trace.path"]),
+        ([*CELL, "load=replay", "load.trace.path=gone.csv"], ["gone.csv"]),
+        ([*CELL, "tracking.uri=ftp://x"], ["ftp://x"]),
+        ([*CELL, "result_file=."], ["result_file"]),
+        (["+gpu=a100", "+model=hf"], ["config.json"]),
+        (["+gpu=a100", "+model=hf", "model.config=gone.json"], ["gone.json"]),
+        (["+gpu=t4", "+model=llama_3_1_70b"], ["does not fit on 1 x T4", "141.2 GB weights", "gpu.count="]),
+        (["task=nope"], ["task/nope", "characterize"]),
+        (["task=upload"], ["nothing to upload"]),
+        ([*CELL, "foo=}{"], ["foo"]),
+        (["--nope"], ["--nope"]),
+        (["-m", "+gpu=a100,nope", "+model=starcoder"], ["gpu/nope"]),
+    ],
+)
+def test_wrong_usage_is_one_message_and_exit_code_2(
+    run: Run, workdir: Path, arguments: list[str], words: list[str]
+) -> None:
+    ran = run(*arguments)
+    assert ran.code == 2, ran.err
+    for word in words:
+        assert word in ran.err
+    assert "Traceback" not in ran.err + ran.out
+    assert {path.name for path in workdir.iterdir()} == {"mlflow.db"}, "nothing may be left half-written"
+    assert runs() == []
+
+
+def test_an_interrupted_run_is_kept_and_resumed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[float] = []
+
+    def interrupted_at_16(endpoint: Any, traffic: Any, level: float) -> Any:
+        measured.append(level)
+        if level == 16 and measured.count(16) == 1:
+            raise KeyboardInterrupt
+        return loadtest.run_level(endpoint, traffic, level)
+
+    monkeypatch.setattr(characterize, "run_level", interrupted_at_16)
+    first = run(*CELL, *QUICK, "result_file=r.json")
+    assert first.code == 130
+    assert "the same command goes on" in first.err
+    assert not Path("r.json").exists()
+    (tracked,) = runs()
+    assert tracked.info.status == "KILLED"
+    assert steps_of(tracked, "ttft_ms.p50") == [1, 4]
+    assert {"levels.json", "requests.parquet"} <= artifacts_of(tracked)
+
+    second = run(*CELL, *QUICK, "result_file=r.json")
+    assert second.code == 0, second.err
+    assert measured == [1, 4, 16, 16], "levels that are there are not measured again"
+    (tracked,) = runs()
+    assert tracked.info.status == "FINISHED"
+    assert steps_of(tracked, "ttft_ms.p50") == [1, 4, 16]
+    assert len(read("r.json")["levels"]) == 3
+
+    assert run(*CELL, *QUICK, "result_file=whole.json").code == 0
+    assert read("whole.json")["levels"] == read("r.json")["levels"]
+
+
+def test_ctrl_c_in_the_middle_of_a_level(workdir: Path) -> None:
+    command = [sys.executable, "-m", "llmpilot", *CELL, "load.users=[1,128]", "load.duration_s=400000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "requests ok" in line or "128 s each" in line or "s each after" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+
+
+def test_an_unreachable_server_costs_no_measurement(run: Run) -> None:
+    ran = run(*CELL, *QUICK, "tracking.uri=http://127.0.0.1:9", "result_file=r.json")
+    assert ran.code == 1
+    assert "Traceback" not in ran.err
+    assert len(read("r.json")["levels"]) == 3
+    assert read("r.json")["run_id"] is None
+    upload = next(line for line in ran.err.splitlines() if "task=upload" in line)
+    assert runs() == []
+
+    assert run("task=upload", "tracking.uri=http://127.0.0.1:9").code == 1
+    arguments = [word.strip("'") for word in upload.split()[3:]]
+    uploaded = run(*arguments, "result_file=u.json")
+    assert uploaded.code == 0, uploaded.err
+    (tracked,) = runs()
+    assert tracked.info.status == "FINISHED"
+    assert read("u.json")["uploaded"][0]["run_id"] == tracked.info.run_id
+    assert steps_of(tracked, "itl_ms.p95") == [1, 4, 16]
+    assert "report.html" in artifacts_of(tracked)
+    assert not Path(".llmpilot").exists()
+
+
+def test_a_sweep_goes_on_skips_what_is_finished_and_says_what_failed(run: Run) -> None:
+    ran = run("-m", "+gpu=a100,t4", "+model=starcoder", "gpu.count=1,3", *QUICK, "result_file=s.json")
+    assert ran.code == 1
+    assert "2 of 4 cells failed" in ran.err
+    statuses = [cell["status"] for cell in read("s.json")["cells"]]
+    assert statuses == ["done", "failed", "does not fit", "failed"]
+    parent = next(r for r in runs() if r.data.tags["mlflow.runName"].startswith("sweep"))
+    children = [r for r in runs() if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert parent.info.status == "FAILED"
+    assert sorted(r.data.tags["llmpilot.outcome"] for r in children) == ["infeasible", "sla_met"]
+
+    again = run("-m", "+gpu=a100,h100", "+model=starcoder", *QUICK)
+    assert again.code == 0
+    assert again.out.count("already measured") == 1
+    before = len(runs())
+    forced = run("-m", "+gpu=a100", "+model=starcoder,llama_7b", *QUICK, "resume=false")
+    assert forced.code == 0
+    assert "already measured" not in forced.out
+    assert len(runs()) == before + 3
+
+
+def test_planted_secrets_are_found_nowhere(run: Run, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = ["hf_plantedplanted", "sk-planted-key-9", "hunter2hunter2"]
+    monkeypatch.setenv("HF_TOKEN", planted[0])
+    monkeypatch.setenv("OPENAI_API_KEY", planted[1])
+    texts = []
+    texts.append(run(*CELL, *QUICK, f"model.source={planted[0]}", "result_file=r.json"))
+    texts.append(run("-m", "+gpu=a100,h100", "+model=starcoder", *QUICK, f"model.source={planted[0]}"))
+    texts.append(run(*CELL, *QUICK, f"+deployment.api_key={planted[2]}"))
+    texts.append(run(*CELL, *QUICK, f"deployment.api_key={planted[2]}"))
+    texts.append(run(*CELL, *QUICK, f"tracking.uri=http://me:{planted[2]}@127.0.0.1:9"))
+    assert [ran.code for ran in texts] == [0, 0, 2, 2, 1]
+    seen = "".join(ran.out + ran.err for ran in texts).encode()
+    for path in workdir.rglob("*"):
+        seen += path.read_bytes() if path.is_file() else b""
+    assert b"starcoder" in seen
+    for secret in planted:
+        assert secret.encode() not in seen
+
+
+def test_open_loops_and_replay(run: Run) -> None:
+    rows = "".join(f"{i * 0.2:.1f},{50 + i % 7},{5 + i % 3}\n" for i in range(200))
+    Path("trace.csv").write_text(f"when,prompt,answer\n{rows}", encoding="utf-8")
+    columns = "{timestamp: when, input_tokens: prompt, output_tokens: answer}"
+    window = ("load.duration_s=15", "load.warmup_s=2")
+    replay = ("load=replay", "load.trace.path=trace.csv", f"load.trace.columns={columns}")
+    for load in (("load=poisson",), ("load=gamma", "load.burstiness=0.3"), (*replay, "load.speedups=[1,2]")):
+        ran = run(*CELL, *load, *window, "result_file=r.json")
+        assert ran.code == 0, ran.err
+        result = read("r.json")
+        assert result["users_max"] is None
+        assert all(level["requests_ok"] > 0 for level in result["levels"])
+    assert result["levels"][0]["requests_ok"] == 75  # 5 requests/s for 15 s
+    assert result["level_unit"] == "x trace speed"
+
+
+def test_any_hugging_face_config_is_a_model(run: Run) -> None:
+    config = {
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 8192,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+    }
+    Path("config.json").write_text(json.dumps(config), encoding="utf-8")
+    ran = run("+gpu=l4", "+model=hf", "model.config=config.json", *QUICK, "result_file=r.json")
+    assert ran.code == 0, ran.err
+    (tracked,) = runs()
+    assert float(tracked.data.params["model.parameters_b"]) == pytest.approx(1.24, rel=0.01)

@@ -1,0 +1,75 @@
+"""Schemas refuse what is impossible, naming key, value and cure; every option of every group is valid."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from llmpilot import catalog
+from llmpilot.config import Load, Sla, Tracking, build, parse
+from llmpilot.errors import ConfigError
+from llmpilot.workload import load_workload
+
+CONF = catalog.conf_dir()
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))],
+)
+def test_every_option_of_every_group_composes_and_parses(group: str, option: str) -> None:
+    prefix = "+" if group in ("gpu", "model") else ""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=[f"{prefix}{group}={option}"])
+    if group in ("engine", "deployment"):
+        cfg[group].update({"url": "http://127.0.0.1:8000"} if option == "external" else {})
+        build(cfg[group], group)
+    elif group in ("load", "sla"):
+        parse({"load": Load, "sla": Sla}[group], cfg[group], group)
+    elif group == "gpu":
+        assert catalog.build_gpu(cfg.gpu) == catalog.gpus([option])[option]
+    elif group == "workload" and option != "file":
+        assert load_workload(cfg.workload).longest()[0] > 0
+    elif group == "task":
+        assert cfg.task.name == option
+
+
+@pytest.mark.parametrize(
+    ("schema", "key", "values", "words"),
+    [
+        (Sla, "sla", {"itl_ms": 0}, ["sla.itl_ms", "0", "greater than 0"]),
+        (Sla, "sla", {"itl_ms": float("nan")}, ["sla.itl_ms", "nan", "finite"]),
+        (Sla, "sla", {"percentile": 42}, ["sla.percentile", "42", "99"]),
+        (Sla, "sla", {"max_failure_rate": 2}, ["sla.max_failure_rate", "2"]),
+        (Sla, "sla", {"itl": 5}, ["sla.itl", "did you mean 'itl_ms'"]),
+        (Load, "load", {"arrival": "closed"}, ["load.users", "is missing"]),
+        (Load, "load", {"arrival": "closed", "users": [4, 2]}, ["load.users", "must rise"]),
+        (Load, "load", {"arrival": "closed", "users": [0]}, ["load.users", "greater than 0"]),
+        (Load, "load", {"arrival": "closed", "users": [1.5]}, ["load.users", "integer"]),
+        (Load, "load", {"arrival": "closed", "users": []}, ["load.users", "at least 1"]),
+        (Load, "load", {"arrival": "poisson", "users": [1]}, ["load.rates_per_s", "is missing"]),
+        (Load, "load", {"arrival": "closed", "users": [1], "duration_s": -1}, ["load.duration_s", "-1"]),
+        (Tracking, "tracking", {"uri": "ftp://x"}, ["ftp://x", "sqlite:///mlflow.db"]),
+    ],
+)
+def test_impossible_values_name_key_value_and_cure(
+    schema: type, key: str, values: dict[str, object], words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(schema, values, key)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_single_value_is_a_ladder_of_one() -> None:
+    assert Load.model_validate({"arrival": "closed", "users": 8}).levels == [8]
+
+
+def test_behaviour_is_checked_like_facts() -> None:
+    node = {"_target_": "llmpilot.engine.simulated.SimulatedEngine", "max_waiting": 1}
+    with pytest.raises(ConfigError, match=r"engine\.max_waiting is not a key"):
+        build(OmegaConf.create(node), "engine")
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        build(OmegaConf.create({"_target_": "llmpilot.nowhere.Engine"}), "engine")
+    with pytest.raises(ConfigError, match="names no _target_"):
+        build(OmegaConf.create({"a": 1}), "engine")
