@@ -62,12 +62,12 @@ def conclusion(result: Result) -> str:
     promise = f"the SLA ({limits or 'no latency limit'} at p{result['sla']['percentile']}"
     promise += f", failures <= {result['sla']['max_failure_rate']:.1%})"
     if not result["level_max"]:
-        return f"{service} keeps {promise} at no measured level (${result['cost_per_hour']:g}/h)."
+        return f"{service} keeps {promise} at no measured level (${result['cost_per_hour']:.2f}/h)."
     price = result["cost_per_million_output_tokens"]
     cost = f", ${price:.2f} per million output tokens there" if price is not None else ""
     return (
         f"{service} takes {result['level_max']:g} {result['level_unit']} within {promise}; "
-        f"${result['cost_per_hour']:g}/h{cost}."
+        f"${result['cost_per_hour']:.2f}/h{cost}."
     )
 
 
