@@ -18,6 +18,7 @@ LATENCY_LABELS = {
     "itl_ms": "ITL [ms]",
     "e2e_ms": "E2E [ms]",
 }
+SHORT = {"ttft_ms": "TTFT", "nttft_ms": "nTTFT", "itl_ms": "ITL", "tpot_ms": "TPOT", "e2e_ms": "E2E"}
 COLOURS = {"p50": "#1f77b4", "p90": "#2ca02c", "p95": "#ff7f0e", "p99": "#d62728"}
 
 
@@ -55,9 +56,9 @@ def conclusion(result: Result) -> str:
     """Return the answer in one sentence."""
     service = f"{result['model']} on {result['count']} x {result['gpu']}"
     limits = ", ".join(
-        f"{key.removesuffix('_ms')} <= {value:g} ms"
+        f"{SHORT[key]} <= {value:g} ms"
         for key, value in result["sla"].items()
-        if key.endswith("_ms") and value is not None
+        if key in SHORT and value is not None
     )
     promise = f"the SLA ({limits or 'no latency limit'} at p{result['sla']['percentile']}"
     promise += f", failures <= {result['sla']['max_failure_rate']:.1%})"
@@ -168,6 +169,7 @@ def _plot_throughput(result: Result, path: Path) -> None:
                 where = (position, level[latency]["p50"])
                 panel.annotate(f"{level['level']:g}", where, textcoords="offset points", xytext=(4, -11))
             panel.set(xlabel=label, ylabel=LATENCY_LABELS[latency], yscale="log")
+            panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             panel.grid(alpha=0.3)
             panel.legend()
     figure.suptitle(f"{_title(result)}\nnumbers at the points: {result['level_unit']}")
@@ -187,7 +189,7 @@ def _page(result: Result) -> str:
     panels = [*LATENCY_LABELS.items(), ("itl_ms", "ITL [ms]"), ("ttft_ms", "TTFT [ms]")]
     titles = [f"{label} over {result['level_unit']}" for label in LATENCY_LABELS.values()]
     titles += ["ITL over output tokens/s", "TTFT over million output tokens per $"]
-    figure = make_subplots(rows=3, cols=2, subplot_titles=titles)
+    figure = make_subplots(rows=3, cols=2, subplot_titles=titles, vertical_spacing=0.09)
     scales = {4: 1.0, 5: 3600 / result["cost_per_hour"] / 1e6}
     for index, (latency, _) in enumerate(panels):
         where = {"row": index // 2 + 1, "col": index % 2 + 1}
@@ -212,7 +214,7 @@ def _page(result: Result) -> str:
             )
         figure.update_yaxes(type="log", **where)
         if scale is None:
-            figure.update_xaxes(type="log", **where)
+            figure.update_xaxes(type="log", tickvals=x, ticktext=[f"{tick:g}" for tick in x], **where)
             if _limit(result, latency) is not None:
                 figure.add_hline(y=_limit(result, latency), line_dash="dash", line_color="black", **where)
     figure.update_layout(height=1050, margin={"t": 60, "b": 40})
