@@ -158,7 +158,7 @@ class Load(Facts):
     The ladder is a list of user counts (closed loop), of request rates [1/s] (poisson, gamma) or of
     speed-ups of the trace's own timestamps (replay). `burstiness` is the shape of gamma arrivals: 1 is
     Poisson, less is burstier. After the window, load goes on for at most `drain_s` until every measured
-    request has ended.
+    request has ended. A level with a failure rate above `stop_above_failure_rate` is the last.
     """
 
     arrival: Literal["closed", "poisson", "gamma", "replay"]
@@ -168,6 +168,7 @@ class Load(Facts):
     duration_s: PositiveFloat = 120.0
     warmup_s: NonNegative = 10.0
     drain_s: PositiveFloat = 300.0
+    stop_above_failure_rate: Share = 0.5
     burstiness: PositiveFloat = 1.0
     trace: dict[str, Any] | None = None
 

@@ -22,11 +22,14 @@ class MemoryPlan:
     def arithmetic(self) -> str:
         """Return the plan as one line of arithmetic, for messages."""
         left = self.usable_gb - self.weights_gb - self.reserve_gb
-        return (
+        room = (
             f"{self.usable_gb:.1f} GB usable of {self.total_gb:.0f} GB "
-            f"- {self.weights_gb:.1f} GB weights - {self.reserve_gb:.1f} GB runtime reserve = {left:.1f} GB, "
-            f"at {self.kv_bytes_per_token / 1e3:.0f} kB of KV cache per token: {self.kv_capacity_tokens:,} tokens"
+            f"- {self.weights_gb:.1f} GB weights - {self.reserve_gb:.1f} GB runtime reserve = {left:.1f} GB"
         )
+        if left <= 0:
+            return f"{room} for the KV cache"
+        per_token = f"{self.kv_bytes_per_token / 1e3:.0f} kB"
+        return f"{room} for the KV cache, at {per_token} per token: {self.kv_capacity_tokens:,} tokens"
 
 
 def kv_bytes_on_profile(model: Model, gpu: Gpu) -> float:
@@ -58,7 +61,9 @@ def plan_memory(
     )
 
 
-def require_fit(model: Model, gpu: Gpu, plan: MemoryPlan, heaviest_request_tokens: int, cure: str = "") -> None:
+def require_fit(
+    model: Model, gpu: Gpu, plan: MemoryPlan, heaviest_request_tokens: int, cure: str = ""
+) -> None:
     """Raise DoesNotFitError, with the arithmetic, unless the plan holds the workload's heaviest request."""
     if plan.kv_capacity_tokens >= heaviest_request_tokens:
         return

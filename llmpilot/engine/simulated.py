@@ -1,27 +1,42 @@
-"""The simulated engine: TGIS-like continuous batching on step times derived from datasheet facts."""
+"""The simulated engine: TGIS's batching in virtual time, on calibrated step times or on physics."""
 
-from typing import ClassVar
+from functools import cache
+from pathlib import Path
+from typing import Annotated, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from llmpilot.config import Facts, Gpu, Model, NonNegative, Share
-from llmpilot.simulator import BatchingRule, Efficiency, VirtualService, step_times_from_facts
+from llmpilot.simulator import BatchingRule, VirtualService
+from llmpilot.simulator.calibration import (
+    MAX_WAITING_STEPS,
+    OVERTAKE_MS,
+    Calibration,
+    read_calibrations,
+    shipped_calibrations,
+)
+from llmpilot.simulator.physics import predict, shipped_factors
 from llmpilot.sizing import MemoryPlan, plan_memory
 
 
 class SimulatedEngine(Facts):
-    """Turns (model, GPU profile, max batch weight) into a service that runs in virtual time."""
+    """Turns (model, GPU profile, max batch weight) into a service that runs in virtual time.
+
+    `calibration` says where step times come from: `auto` takes the pair's own where it was measured and
+    physics fitted on those measured elsewhere; `physics` takes only these; a path takes a table that
+    task=calibrate wrote, and `auto` for pairs that are not in it.
+    """
 
     name: ClassVar[str] = "simulated"
     measurement: ClassVar[str] = "simulated"
 
+    calibration: str = "auto"
     memory_utilization: Share = 0.95
     reserve_gb_per_gpu: NonNegative = 0.5
     max_batch_size: PositiveInt | None = None
-    max_waiting_steps: int = 3
-    overtake_ms: NonNegative = 1000.0
-    request_overhead_ms: NonNegative = 5.0
-    efficiency: Efficiency = Efficiency()
+    max_waiting_steps: Annotated[int, Field(ge=0)] = MAX_WAITING_STEPS
+    overtake_ms: NonNegative = OVERTAKE_MS
+    request_overhead_ms: NonNegative | None = None
 
     def memory(self, model: Model, gpu: Gpu) -> MemoryPlan:
         """Return where the profile's memory goes under this engine."""
@@ -32,12 +47,31 @@ class SimulatedEngine(Facts):
             reserve_gb_per_gpu=self.reserve_gb_per_gpu,
         )
 
+    def calibrated(self, model: Model, gpu: Gpu) -> tuple[Calibration, str]:
+        """Return the pair's calibration, and in words where it comes from.
+
+        Raises:
+            ConfigError: `calibration` names a file that is no table of calibrations.
+        """
+        pair = (model.name, gpu.name, gpu.count)
+        if self.calibration not in ("auto", "physics"):
+            own = _read(Path(self.calibration).expanduser())
+            if pair in own:
+                return own[pair], f"calibrated by {self.calibration}"
+        if self.calibration != "physics" and pair in shipped_calibrations():
+            return shipped_calibrations()[pair], "calibrated on the published measurements of this pair"
+        return predict(
+            shipped_factors(), model, gpu
+        ), "physics fitted on published measurements of other pairs"
+
     def default_max_batch_weight(self, model: Model, gpu: Gpu) -> int:
-        """Return the cap the engine takes when none is given: all the KV cache there is."""
-        return max(1, self.memory(model, gpu).kv_capacity_tokens)
+        """Return the cap when none is given: what the pair ran under, or would have, within its KV cache."""
+        calibration, _ = self.calibrated(model, gpu)
+        return max(1, min(round(calibration.max_batch_weight), self.memory(model, gpu).kv_capacity_tokens))
 
     def service(self, model: Model, gpu: Gpu, max_batch_weight: int) -> VirtualService:
         """Return the service as the simulator needs it."""
+        calibration, _ = self.calibrated(model, gpu)
         rule = BatchingRule(
             max_batch_weight=max_batch_weight,
             max_batch_size=self.max_batch_size,
@@ -45,9 +79,15 @@ class SimulatedEngine(Facts):
             overtake_ms=self.overtake_ms,
             padded=not model.flash_attention,
         )
+        overhead_ms = self.request_overhead_ms
         return VirtualService(
-            step_times=step_times_from_facts(model, gpu, self.efficiency),
+            step_times=calibration.step_times(model, gpu),
             rule=rule,
             kv_capacity_tokens=self.memory(model, gpu).kv_capacity_tokens,
-            request_overhead_ms=self.request_overhead_ms,
+            request_overhead_ms=calibration.request_overhead_ms if overhead_ms is None else overhead_ms,
         )
+
+
+@cache
+def _read(path: Path) -> dict[tuple[str, str, int], Calibration]:
+    return read_calibrations(path)

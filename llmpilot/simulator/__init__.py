@@ -2,12 +2,11 @@
 
 from llmpilot.simulator.batching import BatchingRule, Outcome
 from llmpilot.simulator.service import VirtualService
-from llmpilot.simulator.steptime import Efficiency, StepTimes, step_times_from_facts
+from llmpilot.simulator.steptime import StepTimes
 from llmpilot.simulator.virtual import RequestSource, SimulatedRequests, simulate_closed, simulate_open
 
 __all__ = [
     "BatchingRule",
-    "Efficiency",
     "Outcome",
     "RequestSource",
     "SimulatedRequests",
@@ -15,5 +14,4 @@ __all__ = [
     "VirtualService",
     "simulate_closed",
     "simulate_open",
-    "step_times_from_facts",
 ]

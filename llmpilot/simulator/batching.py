@@ -1,20 +1,24 @@
 """Continuous batching: which requests are in the batch, what the engine does next, and when it is full.
 
 A state machine without a clock: a driver asks `next_action`, lets the time pass (virtual or real), and
-reports back with `finish_prefill` or `finish_decode`. The rule is that of text-generation-inference and
-IBM's TGIS: requests are admitted under a batch weight, prefill interrupts decoding, nobody is preempted.
+reports back with `finish_prefill` or `finish_decode`. The rule is that of IBM's TGIS (its router's
+batcher.rs, queue.rs and batch_types.rs): requests are admitted while the batch's peak weight stays under
+a cap, prefill interrupts decoding once enough of them wait, nobody is preempted.
 """
 
+from bisect import bisect_left
 from collections import deque
-from dataclasses import dataclass
 from enum import IntEnum
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
+from math import inf
 from typing import NamedTuple
 
 from pydantic import PositiveInt
 
 from llmpilot.config import Facts, NonNegative
 from llmpilot.simulator.steptime import StepTimes
+
+NEVER = 1 << 60  # steps
 
 
 class Outcome(IntEnum):
@@ -29,9 +33,12 @@ class Outcome(IntEnum):
 class BatchingRule(Facts):
     """The engine's admission rule.
 
-    A padded batch weighs (longest input + longest output) x sequences, another the sum of its requests.
-    Waiting requests interrupt decoding once `max_waiting_steps` decode steps have passed since the last
-    prefill. One that does not fit may be overtaken by later ones for `overtake_ms` after its arrival.
+    The batch's peak weight stays under `max_batch_weight`: at the end of each of its requests, what the
+    requests not yet ended hold by then, summed; a padded batch holds (longest context + output still owed)
+    x sequences. Prefill interrupts decoding when the requests that can be admitted are at least the share
+    1 - w / max_waiting_steps of those running, w steps after the last prefill; after `max_waiting_steps`
+    one is enough, and 0 means at once. A request that does not fit may be overtaken by those that came at
+    most `overtake_ms` after it.
     """
 
     max_batch_weight: PositiveInt
@@ -42,27 +49,39 @@ class BatchingRule(Facts):
 
 
 class Sequence:
-    """A request inside the engine: `copies` equal sequences that are admitted and decoded together."""
+    """A request inside the engine: `copies` equal sequences that are admitted and decoded together.
+
+    The times are the driver's notes [ms], -1 for what has not come.
+    """
 
     __slots__ = (
         "copies",
+        "done_ms",
         "enqueued_ms",
         "finish_step",
         "first_step",
+        "first_token_ms",
         "index",
         "input_tokens",
+        "last_step",
+        "outcome",
         "output_tokens",
+        "sent_ms",
         "weight",
     )
 
-    def __init__(self, index: int, input_tokens: int, output_tokens: int, copies: int, enqueued_ms: float) -> None:
+    def __init__(
+        self, index: int, input_tokens: int, output_tokens: int, copies: int, enqueued_ms: float
+    ) -> None:
         self.index = index
         self.input_tokens = input_tokens
         self.output_tokens = output_tokens
         self.copies = copies
         self.weight = copies * (input_tokens + output_tokens)
         self.enqueued_ms = enqueued_ms
-        self.first_step = self.finish_step = -1
+        self.first_step = self.finish_step = self.last_step = -1
+        self.sent_ms = self.first_token_ms = self.done_ms = -1.0
+        self.outcome = Outcome.UNFINISHED
 
 
 class Prefill(NamedTuple):
@@ -98,35 +117,41 @@ class Batcher:
         self.running: list[tuple[int, int, Sequence]] = []  # a heap by the step at which each finishes
         self.step = 0
         self.sequences = 0  # copies counted
-        self.weight = 0
+        self.weight = 0  # sum over the batch of copies x (input + output), an upper bound of its peak
         self.kv_tokens = 0
-        self._longest_input = self._longest_output = 0  # of the running batch, where it is padded
         self._steps_since_prefill = 0
-        self._queue_stuck = False  # nothing in the queue fits until the batch or the queue changes
+        self._must_decode = False  # an interrupted batch decodes once before the next prefill
+        self._join = False  # that step first joins freshly prefilled sequences to the batch
+        self._most_admissible = NEVER  # of those waiting, at most so many fit beside the batch
         self._decode_ms: dict[int, float] = {}
 
     def enqueue(self, sequence: Sequence) -> bool:
         """Queue a request; return False, and forget it, if it could never fit under the caps."""
         rule = self.rule
-        if sequence.weight > rule.max_batch_weight or sequence.copies > (rule.max_batch_size or sequence.copies):
+        if sequence.weight > rule.max_batch_weight or sequence.copies > (
+            rule.max_batch_size or sequence.copies
+        ):
             return False
         self.waiting.append(sequence)
-        self._queue_stuck = False
+        self._most_admissible += 1
         return True
 
     def next_action(self, now_ms: float) -> Prefill | Decode | None:
         """Return what the engine does now, or None when it has nothing to do."""
-        if self.waiting and not self._queue_stuck:
-            if not self.running or self._steps_since_prefill >= self.rule.max_waiting_steps:
-                admitted = self._admit(now_ms)
-                if admitted:
-                    return self._prefill(admitted)
-                self._queue_stuck = True
+        if self.waiting and not self._must_decode and self._steps_since_prefill >= self._wait():
+            admitted = self._admissible()
+            self._most_admissible = len(admitted)
+            if self._steps_since_prefill >= self._wait():
+                chosen = set(admitted)
+                self.waiting = deque(s for s in self.waiting if s not in chosen)
+                return self._prefill(admitted)
         return self._decode() if self.running else None
 
     def finish_prefill(self, action: Prefill) -> list[Sequence]:
         """Put the prefilled sequences into the batch; return those that needed a single token only."""
         self._steps_since_prefill = 0
+        self._most_admissible = NEVER
+        self._must_decode = bool(self.running)
         done = []
         for sequence in action.sequences:
             sequence.first_step = self.step
@@ -138,6 +163,7 @@ class Batcher:
             self.sequences += sequence.copies
             self.weight += sequence.weight
             self.kv_tokens += sequence.copies * (sequence.input_tokens + 1)
+        self._join = self._must_decode and len(done) < len(action.sequences)
         if self.rule.padded:
             self._pad()
         return done
@@ -145,11 +171,13 @@ class Batcher:
     def drop_prefill(self) -> None:
         """Forget a prefill that ran out of memory: its sequences are lost, the batch goes on."""
         self._steps_since_prefill = 0
+        self._most_admissible = NEVER
 
     def finish_decode(self, steps: int) -> list[Sequence]:
         """Advance the batch by `steps` decode steps; return the sequences that ended with the last one."""
         self.step += steps
         self._steps_since_prefill += steps
+        self._must_decode = self._join = False
         self.kv_tokens += steps * self.sequences
         running, done = self.running, []
         while running and running[0][0] == self.step:
@@ -159,7 +187,7 @@ class Batcher:
             self.kv_tokens -= sequence.weight
             done.append(sequence)
         if done:
-            self._queue_stuck = False
+            self._most_admissible = NEVER
             if self.rule.padded:
                 self._pad()
         return done
@@ -169,37 +197,47 @@ class Batcher:
         lost = [entry[2] for entry in self.running]
         self.running.clear()
         self.sequences = self.weight = self.kv_tokens = 0
-        self._longest_input = self._longest_output = 0
-        self._queue_stuck = False
+        self._most_admissible = NEVER
+        self._must_decode = self._join = False
         return lost
 
-    def _admit(self, now_ms: float) -> list[Sequence]:
-        """Take from the queue, oldest first, what fits beside the batch."""
-        rule, waiting = self.rule, self.waiting
+    def _wait(self) -> int:
+        """Return how many steps after the last prefill those that may fit will have waited long enough."""
+        running, full = len(self.running), self.rule.max_waiting_steps
+        waiting = min(len(self.waiting), self._most_admissible)
+        if waiting == 0:
+            return NEVER
+        if running <= 1 or full == 0:
+            return 0
+        # TGIS counts w from 1 and asks for floor(running (full - w) / full) requests, and at least one.
+        steps = full - 1 - ((waiting + 1) * full - 1) // running
+        return max(0, min(steps, full - 1))
+
+    def _admissible(self) -> list[Sequence]:
+        """Return what fits beside the batch, oldest first, with the overtaking that the rule allows."""
+        rule = self.rule
         sequences, weight = self.sequences, self.weight
-        longest_input, longest_output = self._longest_input, self._longest_output
-        admitted: list[Sequence] = []
-        overtaken: list[Sequence] = []
-        while waiting:
-            head = waiting.popleft()
-            new_sequences = sequences + head.copies
-            if rule.padded:
-                new_input = max(longest_input, head.input_tokens)
-                new_output = max(longest_output, head.output_tokens)
-                new_weight = (new_input + new_output) * new_sequences
-            else:
-                new_input = new_output = 0
-                new_weight = weight + head.weight
-            if new_weight <= rule.max_batch_weight and new_sequences <= (rule.max_batch_size or new_sequences):
-                admitted.append(head)
-                sequences, weight = new_sequences, new_weight
-                longest_input, longest_output = new_input, new_output
-            else:
-                overtaken.append(head)
-                if now_ms - head.enqueued_ms >= rule.overtake_ms:
-                    break
-        waiting.extendleft(reversed(overtaken))
-        return admitted
+        peak: _Peak | None = None
+        chosen: list[Sequence] = []
+        cutoff_ms = inf
+        for head in self.waiting:
+            if head.enqueued_ms > cutoff_ms:
+                break
+            fits = sequences + head.copies <= (rule.max_batch_size or sequences + head.copies)
+            # A batch whose requests' full lengths fit needs no closer look; padding breaks this bound.
+            if fits and (rule.padded or weight + head.weight > rule.max_batch_weight):
+                if peak is None:
+                    peak = _Peak(rule, self.step, [entry[2] for entry in self.running], chosen)
+                fits = peak.fits(head)
+            if fits:
+                chosen.append(head)
+                sequences += head.copies
+                weight += head.weight
+                if peak is not None:
+                    peak.add(head)
+            elif cutoff_ms == inf:
+                cutoff_ms = head.enqueued_ms + rule.overtake_ms
+        return chosen
 
     def _prefill(self, admitted: list[Sequence]) -> Prefill:
         sequences = sum(s.copies for s in admitted)
@@ -218,8 +256,11 @@ class Batcher:
         if base_ms is None:
             base_ms = self._decode_ms[sequences] = self.step_times.decode_ms(sequences)
         steps = self.running[0][0] - self.step
-        if self.waiting and not self._queue_stuck:
-            steps = min(steps, self.rule.max_waiting_steps - self._steps_since_prefill)
+        if self._join:
+            steps = 1
+            base_ms += self.step_times.join_ms + self.step_times.join_ms_per_sequence * sequences
+        elif self.waiting:
+            steps = min(steps, max(1, self._wait() - self._steps_since_prefill))
         affordable = max(0, (self.kv_capacity_tokens - self.kv_tokens) // sequences)
         out_of_memory = affordable < steps
         if out_of_memory:
@@ -228,10 +269,71 @@ class Batcher:
         return Decode(steps, base_ms + per_token_ms * self.kv_tokens, per_token_ms * sequences, out_of_memory)
 
     def _pad(self) -> None:
-        """Weigh the running batch as a rectangle: every sequence as long as the longest."""
+        """Count the running batch's KV cache as a rectangle: every sequence as long as the longest."""
         members = [entry[2] for entry in self.running]
-        self._longest_input = max((s.input_tokens for s in members), default=0)
-        self._longest_output = max((s.output_tokens for s in members), default=0)
-        self.weight = (self._longest_input + self._longest_output) * self.sequences
         held = max((s.input_tokens + self.step - s.first_step + 1 for s in members), default=0)
         self.kv_tokens = held * self.sequences
+
+
+class _Peak:
+    """The weight of a batch at the end of each of its requests, the longest-lived first."""
+
+    def __init__(
+        self, rule: BatchingRule, step: int, running: list[Sequence], chosen: list[Sequence]
+    ) -> None:
+        self._cap, self._padded = rule.max_batch_weight, rule.padded
+        # (- tokens still owed, tokens held, sequences)
+        self._rows = [
+            (step - s.finish_step, s.input_tokens + step - s.first_step + 1, s.copies) for s in running
+        ]
+        self._rows += [(-s.output_tokens, s.input_tokens, s.copies) for s in chosen]
+        self._rows.sort()
+        self._scan()
+
+    def add(self, sequence: Sequence) -> None:
+        """Count `sequence` in."""
+        row = (-sequence.output_tokens, sequence.input_tokens, sequence.copies)
+        self._rows.insert(bisect_left(self._rows, row), row)
+        self._scan()
+
+    def fits(self, sequence: Sequence) -> bool:
+        """Whether the cap holds with `sequence` in the batch, at its end and at all earlier ones."""
+        owed, held, copies = sequence.output_tokens, sequence.input_tokens, sequence.copies
+        cap, before = self._cap, self._before
+        at = bisect_left(self._rows, (-owed, held, copies))
+        count, longest, total = before[at]
+        count += copies
+        if self._padded:
+            if (max(longest, held) + owed) * count > cap:
+                return False
+            for index in range(len(self._rows) - 1, at - 1, -1):  # the fullest batch first
+                count, longest, _ = before[index + 1]
+                longest = max(longest, held)
+                if (longest - self._rows[index][0]) * (count + copies) > cap:
+                    return False
+            return True
+        if total + copies * held + count * owed > cap:
+            return False
+        if copies == 1:
+            return self._later[at] + held <= cap
+        # Each later end grows by what the sequence holds then: its input and `owed` of that end.
+        for index in range(at, len(self._rows)):
+            count, _, total = before[index + 1]
+            if total + copies * held - (count + copies) * self._rows[index][0] > cap:
+                return False
+        return True
+
+    def _scan(self) -> None:
+        count = longest = total = 0
+        self._before = [(0, 0, 0)]
+        for _, held, copies in self._rows:
+            count, longest, total = count + copies, max(longest, held), total + copies * held
+            self._before.append((count, longest, total))
+        # The largest weight at any end from this one on, were one more single sequence in the batch.
+        heaviest = 0
+        self._later = [0] * (len(self._rows) + 1)
+        if not self._padded:
+            for index in range(len(self._rows) - 1, -1, -1):
+                count, _, total = self._before[index + 1]
+                heaviest = max(heaviest, total - (count + 1) * self._rows[index][0])
+                self._later[index] = heaviest

@@ -1,30 +1,16 @@
 """How long one step of the engine takes: decoding a batch once, or prefilling new requests.
 
-Roofline physics from the facts of the model and the GPU profile. Knows nothing about queues or clocks.
+Where the coefficients come from is `calibration`'s and `physics`'s business.
 """
 
 from dataclasses import dataclass
 
-from llmpilot.config import Facts, Gpu, Model, NonNegative, Share
-from llmpilot.sizing import GB
+from llmpilot.config import Gpu, Model
+from llmpilot.sizing import GB, kv_bytes_on_profile
 
-
-class Efficiency(Facts):
-    """How far real engines stay behind datasheets, and what they add per layer or request.
-
-    The defaults lie near what the published LLM-Pilot measurements of TGIS show for one user; they are
-    the same for all models and GPUs.
-    """
-
-    bandwidth: Share = 0.8
-    decode_flops: Share = 0.5
-    prefill_flops: Share = 0.35
-    link: Share = 0.6
-    decode_overhead_ms_per_layer: NonNegative = 0.1
-    decode_overhead_ms_per_sequence: NonNegative = 0.3
-    prefill_overhead_ms_per_layer: NonNegative = 0.3
-    prefill_overhead_ms_per_request: NonNegative = 2.0
-    allreduce_latency_ms: NonNegative = 0.02
+BANDWIDTH_REACHED = 0.8
+DECODE_FLOPS_REACHED = 0.5
+PREFILL_FLOPS_REACHED = 0.35
 
 
 @dataclass(frozen=True)
@@ -48,6 +34,9 @@ class StepTimes:
     prefill_ms_per_token: float
     prefill_ms_per_token_squared: float
     """Attention: grows with the square of each request's input."""
+    join_ms: float = 0.0
+    join_ms_per_sequence: float = 0.0
+    """Joining prefilled requests to the running batch: once, in the decode step after the prefill."""
 
     def weights_ms(self, tokens: int) -> float:
         """Return the time to read the weights that `tokens` tokens pass through.
@@ -77,45 +66,25 @@ class StepTimes:
         return work + attention + overhead + self.communication_ms_per_token * tokens
 
 
-def step_times_from_facts(model: Model, gpu: Gpu, efficiency: Efficiency) -> StepTimes:
-    """Return a service's step times from datasheet facts alone (roofline; Williams et al., CACM 2009).
+def attention_times(model: Model, gpu: Gpu) -> tuple[float, float]:
+    """Return the ms to read one KV token in decoding, and per squared input token in prefilling.
 
-    Decoding reads every active weight once a step; prefilling computes 2 FLOPs per active parameter and
-    token; tensor parallelism adds two all-reduces of d_model fp16 values per layer, in a ring.
+    Roofline (Williams et al., CACM 2009) at the shares of the datasheet's bandwidth and throughput that
+    long contexts were taken to reach; the paper's requests are too short to measure them.
     """
-    n = gpu.count
-    bytes_per_ms = n * gpu.bandwidth_gb_s * GB / 1e3 * efficiency.bandwidth
-    flops_per_ms = n * gpu.tflops_fp16 * 1e12 / 1e3
+    bytes_per_ms = gpu.count * gpu.bandwidth_gb_s * GB / 1e3 * BANDWIDTH_REACHED
+    flops_per_ms = gpu.count * gpu.tflops_fp16 * 1e9 * PREFILL_FLOPS_REACHED
+    layers = model.n_encoder_layers or model.n_layers
+    kv_ms = kv_bytes_on_profile(model, gpu) / bytes_per_ms
+    return kv_ms, 4.0 * layers * model.n_heads * model.head_dim / flops_per_ms
 
-    decoder_b = model.parameters_b - model.encoder_parameters_b
-    expert_b = _routed_expert_parameters_b(model)
-    weight_bytes = model.weight_bytes_per_parameter * 1e9
-    decode_flops = 2e9 * (model.active_parameters_b - model.encoder_parameters_b)
-    # An encoder-decoder sends the input through its encoder; its decoder starts from one token.
-    prefill_flops = 2e9 * (model.encoder_parameters_b or model.active_parameters_b)
-    attention_layers = model.n_encoder_layers or model.n_layers
-    attention_flops = 4.0 * attention_layers * model.n_heads * model.head_dim
 
-    layers = model.n_layers
-    allreduces = 2 * layers
-    latency_ms = allreduces * efficiency.allreduce_latency_ms * (n - 1).bit_length()
-    link_bytes_per_ms = gpu.link_gb_s / 2 * GB / 1e3 * efficiency.link
-    ring_bytes = allreduces * model.d_model * 2 * 2 * (n - 1) / n
-    return StepTimes(
-        dense_weights_ms=(decoder_b - expert_b) * weight_bytes / bytes_per_ms,
-        expert_weights_ms=expert_b * weight_bytes / bytes_per_ms,
-        n_experts=model.n_experts,
-        experts_per_token=model.experts_per_token,
-        decode_ms_per_sequence=decode_flops / (flops_per_ms * efficiency.decode_flops),
-        decode_overhead_ms=layers * efficiency.decode_overhead_ms_per_layer + latency_ms,
-        decode_overhead_ms_per_sequence=efficiency.decode_overhead_ms_per_sequence,
-        kv_ms_per_token=model.kv_bytes_per_token * max(1.0, n / model.kv_shards) / bytes_per_ms,
-        communication_ms_per_token=ring_bytes / link_bytes_per_ms,
-        prefill_overhead_ms=(layers + model.n_encoder_layers) * efficiency.prefill_overhead_ms_per_layer + latency_ms,
-        prefill_overhead_ms_per_request=efficiency.prefill_overhead_ms_per_request,
-        prefill_ms_per_token=prefill_flops / (flops_per_ms * efficiency.prefill_flops),
-        prefill_ms_per_token_squared=attention_flops / (flops_per_ms * efficiency.prefill_flops),
-    )
+def expert_times(model: Model, gpu: Gpu) -> tuple[float, float]:
+    """Return the ms to read all routed experts' weights, and to compute one sequence's decode step."""
+    bytes_per_ms = gpu.count * gpu.bandwidth_gb_s * GB / 1e3 * BANDWIDTH_REACHED
+    flops_per_ms = gpu.count * gpu.tflops_fp16 * 1e9 * DECODE_FLOPS_REACHED
+    expert_ms = _routed_expert_parameters_b(model) * model.weight_bytes_per_parameter * 1e9 / bytes_per_ms
+    return expert_ms, 2e9 * (model.active_parameters_b - model.encoder_parameters_b) / flops_per_ms
 
 
 def _routed_expert_parameters_b(model: Model) -> float:

@@ -5,8 +5,8 @@ token times are expanded from these entries at the end, in numpy. Deterministic:
 and every time that leaves this module is rounded to whole microseconds.
 """
 
+from collections import deque
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
 from math import inf, sqrt
 from typing import Protocol
 
@@ -47,17 +47,24 @@ class SimulatedRequests:
 
 
 def simulate_closed(
-    service: VirtualService, requests: RequestSource, users: int, stop_sending_ms: float, drain_ms: float
+    service: VirtualService,
+    requests: RequestSource,
+    users: int,
+    stop_sending_ms: float,
+    drain_ms: float,
+    *,
+    keep_load: bool = True,
 ) -> SimulatedRequests:
     """Simulate `users` clients of which each sends its next request as soon as the last one ended.
 
     Users keep the load up until every request sent before `stop_sending_ms` has ended, or `drain_ms` more
-    have passed; what is open then is UNFINISHED.
+    have passed; what is open then is UNFINISHED. Without `keep_load` they send nothing after
+    `stop_sending_ms`.
     """
     run = _Run(service, _Feed(requests), stop_sending_ms, drain_ms)
     for _ in range(users):
         run.send(0.0)
-    run.resend = True
+    run.resend_until_ms = inf if keep_load else stop_sending_ms
     return run.to_the_end()
 
 
@@ -70,7 +77,7 @@ def simulate_open(
 ) -> SimulatedRequests:
     """Simulate requests that are sent at `arrivals_ms` [n], whatever the service does."""
     run = _Run(service, _Feed(requests), stop_sending_ms, drain_ms)
-    for arrival_ms in arrivals_ms.tolist():
+    for arrival_ms in sorted(arrivals_ms.tolist()):
         run.send(arrival_ms)
     return run.to_the_end()
 
@@ -132,29 +139,21 @@ class _Run:
         self.feed = feed
         self.overhead_ms = service.request_overhead_ms
         self.stop_sending_ms, self.deadline_ms = stop_sending_ms, stop_sending_ms + drain_ms
-        self.resend = False
+        self.resend_until_ms = 0.0
         self.now_ms = 0.0
         self.awaited = 0  # requests sent before `stop_sending_ms` and not yet ended
-        self.arrivals: list[tuple[float, int]] = []  # at the engine's door: (ms, request)
-        self.sent_ms: list[float] = []
-        self.first_token_ms: list[float] = []
-        self.done_ms: list[float] = []
-        self.outcome: list[int] = []
-        self.first_step: list[int] = []
-        self.last_step: list[int] = []
+        self.log: list[Sequence] = []  # every request, in the order of sending
+        self.arrivals: deque[Sequence] = deque()  # sent, and not yet at the engine's door
         self.stretches = _Stretches()
 
     def send(self, sent_ms: float) -> None:
-        """Let a client send the next request of the stream."""
-        index = len(self.sent_ms)
-        self.sent_ms.append(sent_ms)
-        self.first_token_ms.append(-1.0)
-        self.done_ms.append(-1.0)
-        self.outcome.append(Outcome.UNFINISHED)
-        self.first_step.append(0)
-        self.last_step.append(0)
+        """Let a client send the next request of the stream; calls must not go back in time."""
+        index = len(self.log)
+        sequence = Sequence(index, *self.feed.get(index), sent_ms + self.overhead_ms)
+        sequence.sent_ms = sent_ms
+        self.log.append(sequence)
         self.awaited += sent_ms < self.stop_sending_ms
-        heappush(self.arrivals, (sent_ms + self.overhead_ms, index))
+        self.arrivals.append(sequence)
 
     def to_the_end(self) -> SimulatedRequests:
         """Run until no awaited request is open, then expand the records."""
@@ -165,7 +164,7 @@ class _Run:
             if action is None:
                 if not self.arrivals:
                     break
-                self.now_ms = self.arrivals[0][0]
+                self.now_ms = self.arrivals[0].enqueued_ms
             elif isinstance(action, Decode):
                 self._decode(action)
             else:
@@ -175,23 +174,19 @@ class _Run:
                     self._end(action.sequences, Outcome.OUT_OF_MEMORY)
                     continue
                 for sequence in action.sequences:
-                    self.first_token_ms[sequence.index] = self.now_ms
+                    sequence.first_token_ms = self.now_ms
                 self._end(batcher.finish_prefill(action), Outcome.OK)
-                for sequence in action.sequences:
-                    self.first_step[sequence.index] = sequence.first_step
         return self._records()
 
     def _let_in(self) -> None:
-        arrivals, batcher = self.arrivals, self.batcher
-        while arrivals and arrivals[0][0] <= self.now_ms:
-            arrived_ms, index = heappop(arrivals)
-            input_tokens, output_tokens, copies = self.feed.get(index)
-            sequence = Sequence(index, input_tokens, output_tokens, copies, arrived_ms)
-            if not batcher.enqueue(sequence):
+        arrivals, enqueue = self.arrivals, self.batcher.enqueue
+        while arrivals and arrivals[0].enqueued_ms <= self.now_ms:
+            sequence = arrivals.popleft()
+            if not enqueue(sequence):
                 self._end([sequence], Outcome.TOO_LONG)
 
     def _decode(self, action: Decode) -> None:
-        next_arrival_ms = self.arrivals[0][0] if self.arrivals else inf
+        next_arrival_ms = self.arrivals[0].enqueued_ms if self.arrivals else inf
         steps = _steps_until(action, min(next_arrival_ms, self.deadline_ms) - self.now_ms)
         if steps:
             self.stretches.add(self.now_ms, steps, action)
@@ -201,31 +196,31 @@ class _Run:
             self._end(self.batcher.lose_batch(), Outcome.OUT_OF_MEMORY)
 
     def _end(self, sequences: list[Sequence], outcome: Outcome) -> None:
+        now_ms, step = self.now_ms, self.batcher.step
         for sequence in sequences:
-            index = sequence.index
-            self.done_ms[index] = self.now_ms
-            self.outcome[index] = outcome
-            self.first_step[index] = max(sequence.first_step, 0)
-            self.last_step[index] = self.batcher.step
-            self.awaited -= self.sent_ms[index] < self.stop_sending_ms
-            if self.resend:
-                self.send(self.now_ms)
+            sequence.done_ms, sequence.last_step, sequence.outcome = now_ms, step, outcome
+            self.awaited -= sequence.sent_ms < self.stop_sending_ms
+            if now_ms < self.resend_until_ms:
+                self.send(now_ms)
 
     def _records(self) -> SimulatedRequests:
+        log = self.log
         step_end_us = self.stretches.step_end_us()
-        first_token_us = _microseconds(np.asarray(self.first_token_ms))
-        started = np.asarray(self.first_token_ms) >= 0
-        done_us = _microseconds(np.asarray(self.done_ms))
-        outcome = np.asarray(self.outcome, dtype=np.int64)
-        first_step = np.asarray(self.first_step, dtype=np.int64)
-        last_step = np.where(outcome == Outcome.UNFINISHED, self.batcher.step, np.asarray(self.last_step))
+        first_token_ms = np.array([s.first_token_ms for s in log])
+        done_ms = np.array([s.done_ms for s in log])
+        first_token_us = _microseconds(first_token_ms)
+        started = first_token_ms >= 0
+        outcome = np.array([s.outcome for s in log], dtype=np.int64)
+        first_step = np.array([max(s.first_step, 0) for s in log], dtype=np.int64)
+        last_step = np.array([s.last_step for s in log], dtype=np.int64)
+        last_step = np.where(outcome == Outcome.UNFINISHED, self.batcher.step, last_step)
         gaps = np.where(started, last_step - first_step, 0)
         gap_us, offsets = _expand_gaps(step_end_us, first_token_us, first_step, gaps)
         return SimulatedRequests(
-            requests=self.feed.head(len(outcome)),
-            sent_us=_microseconds(np.asarray(self.sent_ms)),
+            requests=self.feed.head(len(log)),
+            sent_us=_microseconds(np.array([s.sent_ms for s in log])),
             first_token_us=np.where(started, first_token_us, -1),
-            done_us=np.where(np.asarray(self.done_ms) >= 0, done_us, -1),
+            done_us=np.where(done_ms >= 0, _microseconds(done_ms), -1),
             outcome=outcome,
             gap_us=gap_us,
             gap_offsets=offsets,

@@ -1,0 +1,291 @@
+"""When tokens are made: by the simulator's continuous batching on the real clock, or at fixed times.
+
+Both pace themselves by the time at which a step was due, not by when it was done, so that being late once
+does not make everything after it late. Neither knows HTTP.
+"""
+
+import asyncio
+from collections import deque
+from enum import IntEnum, auto
+from heapq import heappop, heappush
+from time import monotonic_ns
+from typing import Protocol
+
+from llmpilot.emulator.alarm import Alarm
+from llmpilot.emulator.answer import Stream, emit_all
+from llmpilot.emulator.leaving import LeavingBatcher
+from llmpilot.emulator.options import FixedTiming
+from llmpilot.simulator import VirtualService
+from llmpilot.simulator.batching import Decode, Prefill, Sequence
+
+SLIP_NS = 50_000_000
+"""Further behind than this, a schedule starts anew from now: the machine cannot keep it."""
+MAX_LEAD = 8
+"""A burst of writes begins at most a step's eighth before it is due."""
+OUT_OF_MEMORY = "CUDA out of memory. (emulated: the batch outgrew the memory of the GPU profile)"
+TOO_HEAVY = "the request is heavier than the largest batch"
+
+
+class Engine(Protocol):
+    """Makes the tokens of streams; `slips` counts how often it could not keep its own pace."""
+
+    slips: int
+
+    def submit(self, stream: Stream, arrived_ns: int) -> None:
+        """Take a stream whose request arrived at `arrived_ns`."""
+        ...
+
+    def cancel(self, stream: Stream) -> None:
+        """Forget a stream: its place is free."""
+        ...
+
+    def gauges(self) -> tuple[int, int, float]:
+        """Return sequences running, sequences waiting, and the share of the KV cache in use."""
+        ...
+
+    def close(self) -> None:
+        """Stop, and free the clock."""
+        ...
+
+
+class Place(IntEnum):
+    """Where in the engine a stream is."""
+
+    DOOR = auto()
+    QUEUE = auto()
+    PREFILL = auto()
+    BATCH = auto()
+    GONE = auto()
+
+
+class Ticket(Sequence):
+    """A sequence of the batcher that knows its stream."""
+
+    __slots__ = ("door_ns", "place", "stream")
+
+    def __init__(self, index: int, stream: Stream, door_ns: int, enqueued_ms: float) -> None:
+        super().__init__(index, stream.input_tokens, stream.total, stream.copies, enqueued_ms)
+        self.stream, self.door_ns, self.place = stream, door_ns, Place.DOOR
+
+
+class BatchingEngine:
+    """The simulated service in real time, `speed` times as fast."""
+
+    def __init__(
+        self,
+        service: VirtualService,
+        speed: float,
+        out_of_memory_above_weight: int | None,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.slips = 0
+        self._batcher = LeavingBatcher(service.rule, service.step_times, service.kv_capacity_tokens)
+        self._ns_per_ms = 1e6 / speed
+        self._overhead_ns = int(service.request_overhead_ms * self._ns_per_ms)
+        self._out_of_memory_above = out_of_memory_above_weight
+        self._door: deque[Ticket] = deque()
+        self._live: list[Stream] = []
+        self._action: Prefill | Decode | None = None
+        self._due_ns = self._write_ns = 0
+        self._busy = False
+        self._count = 0
+        self._alarm = Alarm(loop, self._ring)
+
+    def submit(self, stream: Stream, arrived_ns: int) -> None:
+        """Take a stream in; it is queued after the service's overhead."""
+        door_ns = arrived_ns + self._overhead_ns
+        self._count += 1
+        stream.ticket = Ticket(self._count, stream, door_ns, door_ns / self._ns_per_ms)
+        self._door.append(stream.ticket)
+        if self._action is None and not self._busy and len(self._door) == 1:
+            self._alarm.set(door_ns)
+
+    def cancel(self, stream: Stream) -> None:
+        """Forget a stream, wherever it is."""
+        ticket: Ticket = stream.ticket
+        if ticket.place is Place.QUEUE:
+            self._batcher.leave_queue(ticket)
+        elif ticket.place is Place.BATCH:
+            self._batcher.leave_batch(ticket)
+            self._live = [other for other in self._live if other is not stream]
+        ticket.place = Place.GONE
+
+    def gauges(self) -> tuple[int, int, float]:
+        """Return sequences running and waiting, and the share of the KV cache in use."""
+        batcher = self._batcher
+        held, prefilling = batcher.kv_tokens, 0
+        if isinstance(self._action, Prefill):
+            prefilling = sum(ticket.copies for ticket in self._action.sequences)
+            held += sum(ticket.copies * ticket.input_tokens for ticket in self._action.sequences)
+        waiting = sum(ticket.copies for ticket in (*batcher.waiting, *self._door))
+        share = min(1.0, held / max(1, batcher.kv_capacity_tokens))
+        return batcher.sequences + prefilling, waiting, share
+
+    def close(self) -> None:
+        """Stop, and free the clock."""
+        self._alarm.close()
+
+    def _ring(self) -> None:
+        self._busy = True
+        action, due_ns = self._action, self._due_ns
+        if isinstance(action, Decode):
+            self._finish_decode(due_ns)
+        elif action is not None:
+            self._finish_prefill(action, due_ns)
+        else:
+            due_ns = self._door[0].door_ns if self._door else monotonic_ns()
+        now_ns = monotonic_ns()
+        if now_ns - due_ns > SLIP_NS:
+            self.slips += 1
+            due_ns = now_ns
+        self._begin(due_ns)
+        self._busy = False
+        for stream in self._live:
+            stream.prepare()
+
+    def _finish_decode(self, due_ns: int) -> None:
+        self._learn(emit_all(self._live, due_ns))
+        done = self._batcher.finish_decode(1)
+        for ticket in done:
+            assert isinstance(ticket, Ticket)
+            ticket.place = Place.GONE
+        if done:
+            self._live = [stream for stream in self._live if stream.ticket.place is Place.BATCH]
+
+    def _finish_prefill(self, action: Prefill, due_ns: int) -> None:
+        tickets = [ticket for ticket in action.sequences if isinstance(ticket, Ticket)]
+        if action.out_of_memory:
+            self._batcher.drop_prefill()
+            self._fail(tickets)
+            return
+        self._batcher.finish_prefill(action)
+        for ticket in tickets:
+            left = ticket.place is Place.GONE  # its client went away meanwhile
+            single = ticket.output_tokens == 1
+            ticket.place = Place.GONE if single else Place.BATCH
+            if left and not single:
+                self._batcher.leave_batch(ticket)
+                ticket.place = Place.GONE
+            if left:
+                continue
+            if not single:
+                self._live.append(ticket.stream)
+            ticket.stream.emit(due_ns)
+
+    def _begin(self, now_ns: int) -> None:
+        """Let in who has arrived by `now_ns`, start what the batcher says, and set the alarm for its end."""
+        batcher = self._batcher
+        while True:
+            self._let_in(now_ns)
+            action = batcher.next_action(now_ns / self._ns_per_ms)
+            if isinstance(action, Decode) and action.steps == 0:
+                self._fail([t for t in batcher.lose_batch() if isinstance(t, Ticket)])
+                continue
+            break
+        self._action = action
+        if action is None:
+            if self._door:
+                self._alarm.set(self._door[0].door_ns)
+            return
+        if isinstance(action, Prefill):
+            duration_ms = action.duration_ms
+            for ticket in action.sequences:
+                assert isinstance(ticket, Ticket)
+                ticket.place = Place.PREFILL
+                ticket.stream.prepare()
+            limit = self._out_of_memory_above
+            if limit is not None and batcher.weight_with(action.sequences) > limit:
+                self._action = action._replace(out_of_memory=True)
+        else:
+            duration_ms = action.first_ms
+        step_ns = int(duration_ms * self._ns_per_ms)
+        self._due_ns = now_ns + step_ns
+        # Writing to all clients takes its time: begin early, so that the one in the middle is on time.
+        writes = len(self._live) if isinstance(action, Decode) else len(action.sequences)
+        self._alarm.set(self._due_ns - min(writes * self._write_ns // 2, step_ns // MAX_LEAD))
+
+    def _learn(self, write_ns: int) -> None:
+        """Follow, slowly, how long one write takes."""
+        if write_ns:
+            self._write_ns += (write_ns - self._write_ns) // 8
+
+    def _let_in(self, now_ns: int) -> None:
+        while self._door and self._door[0].door_ns <= now_ns:
+            ticket = self._door.popleft()
+            if ticket.place is Place.GONE:
+                continue
+            ticket.place = Place.QUEUE
+            if not self._batcher.enqueue(ticket):
+                ticket.place = Place.GONE
+                ticket.stream.answer.fail(400, TOO_HEAVY, "too_long")
+
+    def _fail(self, tickets: list[Ticket]) -> None:
+        """These ran out of memory and are in the batcher no more."""
+        lost = [ticket for ticket in tickets if ticket.place is not Place.GONE]
+        for ticket in lost:
+            ticket.place = Place.GONE
+        self._live = [stream for stream in self._live if stream.ticket.place is Place.BATCH]
+        for ticket in lost:
+            ticket.stream.answer.fail(500, OUT_OF_MEMORY, "out_of_memory")
+
+
+class FixedEngine:
+    """Every stream by itself, at exact distances from its request's arrival."""
+
+    BURST = 512
+    """Tokens made in one turn of the event loop at most, so that reading goes on."""
+
+    def __init__(self, timing: FixedTiming, speed: float, loop: asyncio.AbstractEventLoop) -> None:
+        self.slips = 0
+        self._ttft_ns = int((timing.ttft_ms or 0.0) * 1e6 / speed)
+        self._itl_ns = int((timing.itl_ms or 0.0) * 1e6 / speed)
+        self._due: list[tuple[int, int, Stream]] = []
+        self._running = 0
+        self._count = 0
+        self._alarm = Alarm(loop, self._ring)
+
+    def submit(self, stream: Stream, arrived_ns: int) -> None:
+        """Take a stream in; its first token is due at a fixed time from now."""
+        self._count += 1
+        self._running += stream.copies
+        stream.ticket = stream.copies
+        stream.prepare()
+        due_ns = arrived_ns + self._ttft_ns
+        heappush(self._due, (due_ns, self._count, stream))
+        if self._due[0][1] == self._count:
+            self._alarm.set(due_ns)
+
+    def cancel(self, stream: Stream) -> None:
+        """Forget a stream."""
+        self._running -= stream.ticket
+        stream.ticket = 0
+
+    def gauges(self) -> tuple[int, int, float]:
+        """Return sequences running; nobody waits here, and there is no KV cache."""
+        return self._running, 0, 0.0
+
+    def close(self) -> None:
+        """Stop, and free the clock."""
+        self._alarm.close()
+
+    def _ring(self) -> None:
+        due, now_ns = self._due, monotonic_ns()
+        went_on: list[Stream] = []
+        for _ in range(self.BURST):
+            if not due or due[0][0] > now_ns:
+                break
+            due_ns, count, stream = heappop(due)
+            if not stream.ticket:  # its client went away
+                continue
+            stream.emit(due_ns)
+            if not stream.ticket:
+                continue
+            if stream.made == stream.total:
+                self.cancel(stream)
+                continue
+            heappush(due, (due_ns + self._itl_ns, count, stream))
+            went_on.append(stream)
+        for stream in went_on:
+            stream.prepare()
+        if due:
+            self._alarm.set(due[0][0])

@@ -1,0 +1,152 @@
+"""The bytes of answers: HTTP heads, JSON bodies, and preformatted SSE chunks of one token each."""
+
+import json
+from http.client import responses
+from typing import Any
+
+import llmpilot
+from llmpilot.emulator.api import Generation
+from llmpilot.emulator.tokens import FIRST_ID, IDS, MASK, TEXTS
+
+SERVER = f"llm-pilot-emulator/{llmpilot.__version__}"
+JSON = "application/json"
+EVENTS = "text/event-stream; charset=utf-8"
+FINGERPRINT = "llm-pilot-emulator"
+DONE = b"data: [DONE]\n\n"
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def head(
+    status: int, content_type: str, *, length: int | None, close: bool, extra: dict[str, str] | None = None
+) -> bytes:
+    """Return an answer's head; `length` None means a chunked body, or in HTTP/1.0 one until the end."""
+    lines = [
+        f"HTTP/1.1 {status} {responses.get(status, 'Unknown')}",
+        f"server: {SERVER}",
+        f"content-type: {content_type}",
+    ]
+    if length is not None:
+        lines.append(f"content-length: {length}")
+    lines.extend(f"{name}: {value}" for name, value in (extra or {}).items())
+    if close:
+        lines.append("connection: close")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def to_json(value: Any) -> bytes:
+    """Return compact JSON, ASCII only: whatever was sent to us can be quoted in it."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """Return the body of an OpenAI error."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+    """Return an OpenAI usage object."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def framed(event: bytes) -> bytes:
+    """Return `event` as one chunk of a chunked body."""
+    return b"%x\r\n%b\r\n" % (len(event), event)
+
+
+def envelope(request: Generation, response_id: str, created: int, *, stream: bool) -> dict[str, Any]:
+    """Return the fields that all objects of one answer share."""
+    chat_kind = "chat.completion.chunk" if stream else "chat.completion"
+    return {
+        "id": response_id,
+        "object": chat_kind if request.chat else "text_completion",
+        "created": created,
+        "model": request.model,
+        "system_fingerprint": FINGERPRINT,
+    }
+
+
+class ChoiceChunks:
+    """The SSE events of one choice: everything but the token itself is formatted once."""
+
+    __slots__ = (
+        "_continuous",
+        "_finish",
+        "_first",
+        "_ids",
+        "_left",
+        "_null_usage",
+        "_offset",
+        "_prompt_ids",
+        "_prompt_tokens",
+        "_right",
+        "_total",
+    )
+
+    def __init__(
+        self,
+        request: Generation,
+        shared: dict[str, Any],
+        index: int,
+        *,
+        prompt: int,
+        offset: int,
+        total: int,
+        finish_reason: str,
+    ) -> None:
+        before = b"data: " + to_json(shared)[:-1] + b',"choices":[{"index":%d,' % index
+        text, close = (b'"delta":{"content":"', b'"}') if request.chat else (b'"text":"', b'"')
+        first = b'"delta":{"role":"assistant","content":"' if request.chat else text
+        self._left, self._first = before + text, before + first
+        self._right = close + b',"logprobs":null,"finish_reason":'
+        self._finish = b'"' + finish_reason.encode() + b'"'
+        self._ids = request.return_token_ids
+        self._prompt_ids = to_json(request.prompt_ids(prompt)) if self._ids else b""
+        self._continuous = request.continuous_usage
+        self._null_usage = b',"usage":null' if request.include_usage else b""
+        self._prompt_tokens = request.prompt_tokens[prompt]
+        self._offset, self._total = offset, total
+
+    def token(self, k: int) -> bytes:
+        """Return the event of token `k`, counted from 0."""
+        word = (self._offset + k) & MASK
+        finish = self._finish if k == self._total - 1 else b"null"
+        event = (self._left if k else self._first) + TEXTS[word] + self._right + finish
+        if self._ids:
+            event += b',"token_ids":[' + IDS[word] + b"]"
+            if k == 0:
+                event += b',"prompt_token_ids":' + self._prompt_ids
+        if self._continuous:
+            return event + b'}],"usage":' + to_json(usage(self._prompt_tokens, k + 1)) + b"}\n\n"
+        return event + b"}]" + self._null_usage + b"}\n\n"
+
+
+def usage_event(request: Generation, shared: dict[str, Any], completion_tokens: int) -> bytes:
+    """Return the event that closes a stream with `include_usage`: no choices, only the usage."""
+    counted = usage(sum(request.prompt_tokens), completion_tokens)
+    return b"data: " + to_json({**shared, "choices": [], "usage": counted}) + b"\n\n"
+
+
+def whole_answer(
+    request: Generation, shared: dict[str, Any], choices: list[tuple[int, int, str]], prompt_of: list[int]
+) -> bytes:
+    """Return the body of an answer that is not streamed; `choices` holds (offset, tokens, finish reason)."""
+    listed: list[dict[str, Any]] = []
+    for index, (offset, total, finish_reason) in enumerate(choices):
+        words = [(offset + k) & MASK for k in range(total)]
+        text = b"".join(TEXTS[word] for word in words).decode()
+        choice: dict[str, Any] = {"index": index}
+        if request.chat:
+            choice["message"] = {"role": "assistant", "content": text}
+        else:
+            choice["text"] = text
+        choice |= {"logprobs": None, "finish_reason": finish_reason}
+        if request.return_token_ids:
+            choice["token_ids"] = [FIRST_ID + word for word in words]
+            choice["prompt_token_ids"] = request.prompt_ids(prompt_of[index])
+        listed.append(choice)
+    counted = usage(sum(request.prompt_tokens), sum(total for _, total, _ in choices))
+    return to_json({**shared, "choices": listed, "usage": counted})

@@ -1,0 +1,102 @@
+"""`task=emulate` from the command line: what it says first, how it stops, and what it refuses."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pyarrow.parquet as pq
+import pytest
+from hydra import compose, initialize_config_dir
+
+from llmpilot import catalog
+from llmpilot.errors import PilotError
+from llmpilot.tasks import emulate
+
+COMMAND = [sys.executable, "-m", "llmpilot", "task=emulate", "+gpu=a100", "+model=starcoder"]
+FAST = ["fixed.ttft_ms=5", "fixed.itl_ms=1"]
+BODY = {"model": "starcoder", "prompt": "hello", "max_tokens": 5, "ignore_eos": True}
+
+
+@contextmanager
+def served(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    process = subprocess.Popen(
+        [*COMMAND, "port=0", *FAST, *options],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"EMULATOR_API_KEY": "secret-1234"},
+    )
+    try:
+        first = process.stdout.readline()
+        yield process, first, re.search(r"http://\S+", first)[0]
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_it_says_what_it_is_and_stops_cleanly(tmp_path: Path, stop: signal.Signals) -> None:
+    options = ["send_log=sent.parquet", "result_file=r.json", "api_key_env=EMULATOR_API_KEY"]
+    with served(tmp_path, *options) as (process, first, url):
+        for word in ("EMULATOR", "bigcode/starcoder", "1 x A100-40GB", "real time"):
+            assert word in first
+        key = {"Authorization": "Bearer secret-1234"}
+        answer = httpx.post(f"{url}/v1/completions", json=BODY | {"stream": True}, headers=key)
+        assert answer.status_code == 200
+        long = BODY | {"max_tokens": 8000, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=long, headers=key):
+            process.send_signal(stop)  # while it is still answering
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == 0
+    assert "secret-1234" not in out + err
+    assert "Traceback" not in err
+    rows = pq.read_table(tmp_path / "sent.parquet").to_pylist()
+    assert rows[0]["request_id"] == answer.headers["x-request-id"]
+    result = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert result["measurement"] == "simulated"
+    assert result["requests"] == 2
+
+
+def run(*options: str) -> None:
+    with initialize_config_dir(str(catalog.conf_dir()), version_base="1.3"):
+        emulate.run(compose("config", ["task=emulate", "+gpu=a100", "+model=starcoder", *options]))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["port=99999"], "port"),
+        (["port=true"], "port"),
+        (["speed=0"], "speed"),
+        (["host=''"], "host"),
+        (["fixed.ttft_ms=5"], "fixed.itl_ms"),
+        (["fixed.ttft_ms=-5", "fixed.itl_ms=1"], "fixed.ttft_ms"),
+        (["+faults.resets=1"], "faults.resets"),
+        (["faults.reset_share=0.6", "faults.stall_share=0.6"], "faults.error_500_share"),
+        (["api_key_env=NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE"),
+        (["send_log=times.csv"], "send_log"),
+        (["max_batch_weight=0"], "max_batch_weight"),
+        (["gpu.count=3"], "gpu.count"),
+        (["host=no.such.name.invalid"], "host"),
+    ],
+)
+def test_impossible_options_name_their_key(options: list[str], said: str) -> None:
+    with pytest.raises(PilotError) as refused:
+        run("port=0", *options)
+    assert said in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+def test_a_taken_port_is_an_error_with_a_cure() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(PilotError, match="port=0"):
+        run(f"port={taken.getsockname()[1]}")
