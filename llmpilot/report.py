@@ -110,9 +110,10 @@ def _dollars_per_million(level: dict[str, Any], result: Result) -> float | None:
 
 
 def _title(result: Result) -> str:
+    weight = result["max_batch_weight"]
     return (
         f"{result['model']} on {result['count']} x {result['gpu']} ({result['measurement']}), "
-        f"workload {result['workload']}, max batch weight {result['max_batch_weight']:,}"
+        f"workload {result['workload']}" + (f", max batch weight {weight:,}" if weight else "")
     )
 
 

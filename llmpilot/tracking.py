@@ -24,6 +24,7 @@ TAG_OUTCOME = "llmpilot.outcome"
 TAG_REASON = "llmpilot.reason"
 TAG_CONFIG_HASH = "llmpilot.config_hash"
 TAG_VERSION = "llmpilot.version"
+TAG_CLIENT_BOTTLENECK = "llmpilot.client_bottleneck"
 TAG_STEP = "llmpilot.step"
 TAG_RUN_NAME = "mlflow.runName"
 TAG_PARENT = "mlflow.parentRunId"
@@ -41,6 +42,8 @@ def level_metrics(level: Level) -> dict[str, float]:
     named |= {rate: level[rate] for rate in RATES}
     named |= {"requests_ok": level["requests_ok"], "requests_failed": level["requests_failed"]}
     named |= {f"failures.{kind}": count for kind, count in level["failures"].items()}
+    if "client" in level:
+        named["client.busy_share"] = level["client"]["client"]["busy_share"]
     return {name: float(value) for name, value in named.items() if value is not None}
 
 

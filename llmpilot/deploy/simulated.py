@@ -15,7 +15,9 @@ class SimulatedDeployment(Facts):
 
     @contextmanager
     def start(
-        self, engine: SimulatedEngine, model: Model, gpu: Gpu, max_batch_weight: int
+        self, engine: SimulatedEngine, model: Model, gpu: Gpu, max_batch_weight: int | None
     ) -> Iterator[VirtualService]:
-        """Yield the service as an endpoint for the load test."""
+        """Yield the service as an endpoint for the load test; without a cap, under the engine's default."""
+        if max_batch_weight is None:
+            max_batch_weight = engine.default_max_batch_weight(model, gpu)
         yield engine.service(model, gpu, max_batch_weight)

@@ -1,7 +1,8 @@
 """The record of every request of one load level: columnar, times in whole microseconds. No statistics."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,10 @@ class Records:
     output tokens of one sequence of each request, back to back; request i owns
     `gap_us[gap_offsets[i]:gap_offsets[i + 1]]`. `window_us` is the steady window that counts: what was
     sent before it is warm-up, what was sent after it keeps the load up (drain).
+
+    In an open loop `sent_us` is the scheduled time, and `dispatch_delay_us` how much later the request
+    really went out (for a closed loop: how long a connection took, where one was needed). `notes` is what
+    columns cannot say: how tokens were counted, samples of failures' messages, how the client itself did.
     """
 
     level: float
@@ -31,6 +36,9 @@ class Records:
     failure: NDArray[np.str_]
     gap_us: Int
     gap_offsets: Int
+    dispatch_delay_us: Int | None = None
+    response_id: NDArray[np.str_] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.sent_us)
@@ -53,5 +61,9 @@ class Records:
             "in_window": pa.array((self.sent_us >= self.window_us[0]) & (self.sent_us < self.window_us[1])),
             "token_gaps_us": gaps,
         }
-        metadata = {"level": self.level, "window_us": list(self.window_us)}
+        if self.dispatch_delay_us is not None:
+            columns["dispatch_delay_us"] = pa.array(self.dispatch_delay_us)
+        if self.response_id is not None:
+            columns["response_id"] = pa.array(self.response_id.tolist(), pa.string())
+        metadata = {"level": self.level, "window_us": list(self.window_us), "notes": self.notes}
         return pa.table(columns).replace_schema_metadata({"llmpilot": json.dumps(metadata)})

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,21 @@ from omegaconf import DictConfig
 import llmpilot
 from llmpilot import catalog
 from llmpilot.config import Gpu, Load, Model, Sla, build, parse
+from llmpilot.deploy.endpoint import HttpEndpoint
+from llmpilot.deploy.external import ExternalDeployment
 from llmpilot.deploy.simulated import SimulatedDeployment
+from llmpilot.engine.openai import OpenAIEngine
 from llmpilot.engine.simulated import SimulatedEngine
 from llmpilot.errors import ConfigError
 from llmpilot.loadtest import Traffic, open_traffic
 from llmpilot.secrets import redact_tree
+from llmpilot.simulator import VirtualService
 from llmpilot.sizing import require_fit
 from llmpilot.workload import load_workload
+
+Engine = SimulatedEngine | OpenAIEngine
+Deployment = SimulatedDeployment | ExternalDeployment
+Endpoint = VirtualService | HttpEndpoint
 
 
 @dataclass(frozen=True)
@@ -25,9 +34,9 @@ class Cell:
 
     model: Model
     gpu: Gpu
-    engine: SimulatedEngine
-    deployment: SimulatedDeployment
-    max_batch_weight: int
+    engine: Engine
+    deployment: Deployment
+    max_batch_weight: int | None
     load: Load
     sla: Sla
     seed: int
@@ -39,6 +48,14 @@ class Cell:
     def name(self) -> str:
         """`starcoder on 1 x A100-40GB`: the run's name."""
         return f"{self.model.name} on {self.gpu.profile}"
+
+    def start(self) -> AbstractContextManager[Endpoint]:
+        """Start the service where it is to run; it ends with the context."""
+        if isinstance(self.engine, SimulatedEngine) and isinstance(self.deployment, SimulatedDeployment):
+            return self.deployment.start(self.engine, self.model, self.gpu, self.max_batch_weight)
+        assert isinstance(self.engine, OpenAIEngine)
+        assert isinstance(self.deployment, ExternalDeployment)
+        return self.deployment.start(self.engine, self.model, self.gpu, self.max_batch_weight)
 
     def facts(self) -> dict[str, Any]:
         """Return all of it as nested plain values, secrets hidden."""
@@ -81,25 +98,17 @@ def compose(cfg: DictConfig) -> Cell:
     workload = load_workload(cfg.workload)
     traffic = open_traffic(load, workload, seed)
 
-    heaviest = traffic.heaviest_request_tokens
-    memory = engine.memory(model, gpu)
-    if memory.kv_capacity_tokens < heaviest:
-        require_fit(model, gpu, memory, heaviest, cure=_where_it_fits(engine, model, heaviest))
-    weight = cfg.max_batch_weight
-    weight = (
-        engine.default_max_batch_weight(model, gpu) if weight is None else _whole("max_batch_weight", weight)
-    )
-    if weight < heaviest:
+    if (engine.measurement == "simulated") != (deployment.name == "simulated"):
         raise ConfigError(
-            f"max_batch_weight={weight} is below the workload's heaviest request: it could never be served",
-            cure=f"set max_batch_weight to {heaviest} or more, or leave it out for the engine's default",
+            f"engine={engine.name} does not run in deployment={deployment.name}",
+            cure="engine=simulated deployment=simulated, or engine=openai deployment=external",
         )
     return Cell(
         model=model,
         gpu=gpu,
         engine=engine,
         deployment=deployment,
-        max_batch_weight=weight,
+        max_batch_weight=_batch_weight(cfg, engine, model, gpu, traffic.heaviest_request_tokens),
         load=load,
         sla=sla,
         seed=seed,
@@ -107,6 +116,30 @@ def compose(cfg: DictConfig) -> Cell:
         workload_hash=workload.content_hash,
         traffic=traffic,
     )
+
+
+def _batch_weight(cfg: DictConfig, engine: Engine, model: Model, gpu: Gpu, heaviest: int) -> int | None:
+    """Return the cap that the service gets: the given or the default one; None for a service not ours."""
+    if isinstance(engine, OpenAIEngine):
+        if cfg.max_batch_weight is not None:
+            raise ConfigError(
+                "max_batch_weight cannot be set on a service that is already running",
+                given=f"max_batch_weight={cfg.max_batch_weight}",
+                cure="leave it out, and give the server its own limit when you start it",
+            )
+        return None
+    memory = engine.memory(model, gpu)
+    if memory.kv_capacity_tokens < heaviest:
+        require_fit(model, gpu, memory, heaviest, cure=_where_it_fits(engine, model, heaviest))
+    if cfg.max_batch_weight is None:
+        return engine.default_max_batch_weight(model, gpu)
+    weight = _whole("max_batch_weight", cfg.max_batch_weight)
+    if weight < heaviest:
+        raise ConfigError(
+            f"max_batch_weight={weight} is below the workload's heaviest request: it could never be served",
+            cure=f"set max_batch_weight to {heaviest} or more, or leave it out for the engine's default",
+        )
+    return weight
 
 
 def _where_it_fits(engine: SimulatedEngine, model: Model, heaviest: int) -> str:

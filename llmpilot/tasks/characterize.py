@@ -9,12 +9,16 @@ import llmpilot
 from llmpilot import metrics, report, tracking
 from llmpilot.config import Tracking, parse, plain
 from llmpilot.console import note, say
+from llmpilot.deploy.endpoint import HttpEndpoint
+from llmpilot.deploy.simulated import SimulatedDeployment
 from llmpilot.files import to_json, write_text
 from llmpilot.loadtest import run_level
 from llmpilot.progress import Progress
 from llmpilot.runfolder import RunFolder
 from llmpilot.secrets import redact_tree
-from llmpilot.tasks.cell import Cell, compose
+from llmpilot.simulator import VirtualService
+from llmpilot.tasks import client_check
+from llmpilot.tasks.cell import Cell, Endpoint, compose
 from llmpilot.tracking import Tracker
 
 REAL_SERVICE = "engine=openai deployment=external deployment.url=http://HOST:PORT"
@@ -35,14 +39,22 @@ def run(cfg: DictConfig, *, parent_run_id: str | None = None, in_sweep: bool = F
 
     if in_sweep and cfg.resume and (known := _already_finished(cell, tracker)):
         return known
-    with closing(RunFolder.claim(cell.config_hash(), _identity(cell), resume=bool(cfg.resume))) as folder:
+    with (
+        cell.start() as endpoint,
+        closing(
+            RunFolder.claim(cell.config_hash(), _identity(cell, endpoint), resume=bool(cfg.resume))
+        ) as folder,
+    ):
         write_text(
             folder.artifacts / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redact_tree(plain(cfg))))
         )
+        if isinstance(endpoint, HttpEndpoint) and endpoint.simulated:
+            say("SIMULATED all the same: LLM-Pilot's own emulator answers there", style="bold yellow")
         tracker.start(folder, parent_run_id)
         try:
-            levels = climb(cell, folder, tracker)
-            result = conclude(cell, folder, levels)
+            levels = climb(cell, endpoint, folder, tracker)
+            verdict = client_check.judge(endpoint, levels) if isinstance(endpoint, HttpEndpoint) else None
+            result = conclude(cell, folder, levels, verdict)
         except BaseException as error:
             _give_up(folder, tracker, error)
             raise
@@ -58,45 +70,55 @@ def run(cfg: DictConfig, *, parent_run_id: str | None = None, in_sweep: bool = F
 
 def announce(cell: Cell, settings: Tracking) -> None:
     """Say first what is simulated, then what will happen and where the results go."""
-    if cell.engine.measurement == "simulated":
+    if isinstance(cell.deployment, SimulatedDeployment):
         say(
             f"SIMULATED: {cell.name}, no GPU and no engine is used. "
             f"To measure a real service, add: {REAL_SERVICE}",
             style="bold yellow",
         )
     else:
-        say(f"MEASURED: {cell.name}, {cell.engine.name} at {cell.deployment.name}", style="bold")
+        say(f"MEASURED: {cell.name}, by the service at {cell.deployment.url}", style="bold")
     ladder = ", ".join(f"{level:g}" for level in cell.load.levels)
     note(
         f"{cell.load.unit}: {ladder}; "
         f"{cell.load.duration_s:g} s each after {cell.load.warmup_s:g} s warm-up; "
-        f"workload {cell.workload_name}; max batch weight {cell.max_batch_weight:,} tokens; "
+        f"workload {cell.workload_name}; max batch weight {_tokens(cell.max_batch_weight)}; "
         f"tracked in {settings.uri}"
     )
 
 
-def climb(cell: Cell, folder: RunFolder, tracker: Tracker) -> list[metrics.Level]:
+def climb(cell: Cell, endpoint: Endpoint, folder: RunFolder, tracker: Tracker) -> list[metrics.Level]:
     """Measure every level that the folder does not have yet, keeping each as soon as it is there."""
     done = {level["level"] for level in folder.levels()}
     if done:
         note(f"going on with an interrupted run: {len(done)} of {len(cell.load.levels)} levels are there")
-    with (
-        cell.deployment.start(cell.engine, cell.model, cell.gpu, cell.max_batch_weight) as endpoint,
-        Progress(cell.load, done) as progress,
-    ):
-        for level in cell.load.levels:
+    failing = any(level["failure_rate"] > cell.load.stop_above_failure_rate for level in folder.levels())
+    with Progress(cell.load, done) as progress:
+        for level in cell.load.levels if not failing else []:
             if level in done:
                 continue
             progress.begin(level)
             records = run_level(endpoint, cell.traffic, level)
             summary = metrics.summarize(records, cell.sla, cell.load.unit)
+            if isinstance(endpoint, HttpEndpoint):
+                summary["client"] = client_check.notes_of(records)
             folder.add_level(summary, records.to_table())
             tracker.log_level(folder, summary)
             progress.end(summary)
+            if isinstance(endpoint, HttpEndpoint):
+                client_check.warn(summary)
+            if summary["failure_rate"] > cell.load.stop_above_failure_rate:
+                note(
+                    f"{summary['failure_rate']:.0%} of the requests failed: the ladder ends here",
+                    style="yellow",
+                )
+                break
     return folder.levels()
 
 
-def conclude(cell: Cell, folder: RunFolder, levels: list[metrics.Level]) -> dict[str, Any]:
+def conclude(
+    cell: Cell, folder: RunFolder, levels: list[metrics.Level], verdict: dict[str, Any] | None
+) -> dict[str, Any]:
     """Return the result, and leave it with the plots and the report among the folder's artifacts."""
     best = metrics.last_within_sla(levels, cell.sla)
     price = metrics.cost_per_million_output_tokens(best, cell.gpu.cost_per_hour)
@@ -108,7 +130,7 @@ def conclude(cell: Cell, folder: RunFolder, levels: list[metrics.Level]) -> dict
         "count": cell.gpu.count,
         "engine": cell.engine.name,
         "deployment": cell.deployment.name,
-        "measurement": cell.engine.measurement,
+        "measurement": folder.state["tags"][tracking.TAG_MEASUREMENT],
         "max_batch_weight": cell.max_batch_weight,
         "workload": cell.workload_name,
         "run_id": folder.state["run_id"],
@@ -125,8 +147,12 @@ def conclude(cell: Cell, folder: RunFolder, levels: list[metrics.Level]) -> dict
         "cost_per_hour": cell.gpu.cost_per_hour,
         "cost_per_million_output_tokens": price,
     }
-    outcome = "sla_met" if best else "sla_missed"
-    folder.save(metrics=summary, tags=folder.state["tags"] | {tracking.TAG_OUTCOME: outcome})
+    tags = folder.state["tags"] | {tracking.TAG_OUTCOME: "sla_met" if best else "sla_missed"}
+    if verdict is not None:
+        result["client"] = verdict
+        summary |= client_check.summary_of(verdict)
+        tags |= {tracking.TAG_CLIENT_BOTTLENECK: ", ".join(verdict["bottleneck"]) or "no"}
+    folder.save(metrics=summary, tags=tags)
     folder.collect_artifacts()
     write_text(folder.artifacts / tracking.RESULT_FILE, to_json(result))
     report.write(result, folder.artifacts)
@@ -138,11 +164,15 @@ def show(result: dict[str, Any], folder: RunFolder, tracker: Tracker, *, brief: 
     if not brief:
         report.print_table(result)
     say(report.conclusion(result), style="bold")
+    if "client" in result:
+        client_check.show(result)
     if tracker.problem is None and not brief:
         say(f"run {folder.state['run_id']}; look and compare: {_how_to_look(tracker.tracking)}")
 
 
-def _identity(cell: Cell) -> dict[str, Any]:
+def _identity(cell: Cell, endpoint: Endpoint) -> dict[str, Any]:
+    # Our own emulator answers like a real server, but nothing of it is a measurement of an engine.
+    simulated = isinstance(endpoint, VirtualService) or endpoint.simulated
     return {
         "task": tracking.CHARACTERIZE,
         "run_name": cell.name,
@@ -152,12 +182,16 @@ def _identity(cell: Cell) -> dict[str, Any]:
         "metrics": {},
         "tags": {
             tracking.TAG_TASK: tracking.CHARACTERIZE,
-            tracking.TAG_MEASUREMENT: cell.engine.measurement,
+            tracking.TAG_MEASUREMENT: "simulated" if simulated else "measured",
             tracking.TAG_CONFIG_HASH: cell.config_hash(),
             tracking.TAG_VERSION: llmpilot.__version__,
             tracking.TAG_STEP: tracking.step_meaning(cell.load.unit),
         },
     }
+
+
+def _tokens(weight: int | None) -> str:
+    return "the server's own" if weight is None else f"{weight:,} tokens"
 
 
 def _already_finished(cell: Cell, tracker: Tracker) -> dict[str, Any] | None:

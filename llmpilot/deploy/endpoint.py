@@ -1,0 +1,44 @@
+"""Where a real service answers, and how its client behaves: what a deployment yields to the load test."""
+
+from dataclasses import dataclass, field
+
+from pydantic import PositiveFloat, PositiveInt
+
+from llmpilot.config import Facts
+from llmpilot.engine.openai import Dialect, OpenAIEngine
+
+
+class ClientSettings(Facts):
+    """The load test's client. `workers` null: two processes, more for many users on many cores.
+
+    `token_timeout_s` bounds the wait between two pieces of an answer once it has begun, `request_timeout_s`
+    the whole request. `calibrate` measures the client's own error after the ladder. A closed-loop user that
+    failed waits `backoff_s`, doubling up to `max_backoff_s`.
+    """
+
+    workers: PositiveInt | None = None
+    connect_timeout_s: PositiveFloat = 10.0
+    token_timeout_s: PositiveFloat = 60.0
+    request_timeout_s: PositiveFloat = 600.0
+    calibrate: bool = True
+    backoff_s: PositiveFloat = 0.1
+    max_backoff_s: PositiveFloat = 5.0
+
+
+@dataclass(frozen=True)
+class HttpEndpoint:
+    """A service that answers at `url` (no path, no slash at its end). `headers` may hold the API key.
+
+    `vocabulary_size` bounds the token ids of random prompts; None takes ids that every LLM has.
+    `simulated`: our own emulator answers there, so nothing of it is a measurement of an engine.
+    """
+
+    url: str
+    model: str
+    engine: OpenAIEngine
+    dialect: Dialect
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
+    verify_tls: bool = True
+    vocabulary_size: int | None = None
+    client: ClientSettings = field(default_factory=ClientSettings)
+    simulated: bool = False

@@ -1,0 +1,87 @@
+"""Prompts of exact lengths as JSON, at the cost of copying bytes. No tokenizer.
+
+A prompt of token ids begins with its own number, so no prefix cache helps, and goes on with a slice of a
+pool of random ids, all of the same number of digits, so that a slice needs no rendering.
+"""
+
+import numpy as np
+
+SAFE_IDS = (1000, 9999)
+"""Ids that the vocabulary of every LLM in use has, and that are no special tokens."""
+
+_POOL_IDS = 1 << 17
+_WORDS = 1 << 15
+_SCATTER = 2_654_435_761  # odd, so that consecutive numbers begin far from each other in the pool
+
+
+def id_range(vocabulary_size: int | None) -> tuple[int, int]:
+    """Return the first and last id of random prompts: one number of digits, clear of special tokens.
+
+    Special tokens sit at either end of a vocabulary: the lowest ids are avoided, and its last tenth.
+    """
+    if vocabulary_size is None:
+        return SAFE_IDS
+    top = max(1, vocabulary_size * 9 // 10 - 1)
+    ranges = [(10**d, min(10 ** (d + 1) - 1, top)) for d in range(5)]
+    return max(ranges, key=lambda r: r[1] - r[0])
+
+
+class TokenIdPrompts:
+    """Random prompts of token ids. The same seed, number and length give the same prompt in every process."""
+
+    def __init__(self, seed: int, vocabulary_size: int | None) -> None:
+        self._low, high = id_range(vocabulary_size)
+        self._base = high - self._low + 1
+        # Numbers below 2^64 must fit, or prompts would repeat.
+        self._digits = max(1, -(-64 // max(1, self._base.bit_length() - 1)))
+        ids = np.random.default_rng([seed, 0x1D5]).integers(self._low, high + 1, _POOL_IDS)
+        text = ",".join(map(str, ids.tolist())).encode()
+        self._width = len(str(self._low)) + 1
+        self._pool = memoryview(text + b"," + text)
+
+    def prompt(self, number: int, tokens: int) -> bytes:
+        """Return prompt `number` as JSON: a list of `tokens` ids."""
+        own = self._number_as_ids(number)[:tokens]
+        rest = tokens - len(own)
+        parts = [b",".join(own)]
+        start = number * _SCATTER % _POOL_IDS
+        while rest > 0:
+            count = min(rest, _POOL_IDS)
+            at = start * self._width
+            parts.append(self._pool[at : at + count * self._width - 1])  # type: ignore[arg-type]
+            rest -= count
+        return b"[" + b",".join(parts) + b"]"
+
+    def _number_as_ids(self, number: int) -> list[bytes]:
+        digits = []
+        for _ in range(self._digits):
+            number, digit = divmod(number, self._base)
+            digits.append(b"%d" % (self._low + digit))
+        return digits
+
+
+class TextPrompts:
+    """Random prompts of short common words, about one token each: for servers that refuse token ids."""
+
+    _COMMON = (
+        *("the", "of", "and", "to", "in", "is", "that", "it", "for", "was", "on", "are", "as", "with"),
+        *("his", "they", "at", "be", "this", "have", "from", "or", "one", "had", "by", "not", "what"),
+        *("all", "were", "we", "when", "your", "can", "said", "there", "use", "an", "each", "which"),
+    )
+
+    def __init__(self, seed: int) -> None:
+        words = np.random.default_rng([seed, 0x7E7]).integers(0, len(self._COMMON), _WORDS)
+        self._pool = [self._COMMON[i] for i in words.tolist()] * 2
+
+    def prompt(self, number: int, tokens: int) -> bytes:
+        """Return prompt `number` as JSON: a string of about `tokens` tokens."""
+        own: list[str] = []
+        left = number
+        while left and len(own) < tokens:
+            left, digit = divmod(left, len(self._COMMON))
+            own.append(self._COMMON[digit])
+        rest, start = tokens - len(own), number * _SCATTER % _WORDS
+        while rest > 0:
+            own += self._pool[start : start + min(rest, _WORDS)]
+            rest -= _WORDS
+        return b'"' + " ".join(own).encode() + b'"'

@@ -1,0 +1,276 @@
+"""HTTP/1.1 as the load test needs it: one request at a time on a kept connection, every arrival stamped.
+
+The clock is read first, then as little as possible is looked at: where the answer ends. What it says is
+read after the fact, in `stream`.
+"""
+
+import asyncio
+import socket
+import ssl
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+clock_ns = time.perf_counter_ns
+"""Monotonic, and on Linux, macOS and Windows the same in every process of the machine."""
+
+LAST_CHUNK = b"\r\n0\r\n\r\n"
+HEAD_END = b"\r\n\r\n"
+MAX_HEAD = 65_536
+
+_HEAD, _CHUNKED, _LENGTH, _UNTIL_CLOSE = range(4)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where connections go: resolved addresses, and TLS where the URL asks for it."""
+
+    host: str
+    addresses: tuple[tuple[int, Any], ...]
+    tls: ssl.SSLContext | None
+
+
+def resolve(url: str, verify_tls: bool = True) -> Target:
+    """Return the target of a URL; names are looked up once, here.
+
+    Raises:
+        OSError: the name is not known.
+    """
+    parts = urlsplit(url)
+    tls = None
+    if parts.scheme == "https":
+        tls = ssl.create_default_context()
+        if not verify_tls:
+            tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+    host, port = parts.hostname or "", parts.port or (443 if tls else 80)
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return Target(host, tuple((int(family), address) for family, _, _, _, address in found), tls)
+
+
+def head_of(url: str, path: str, headers: dict[str, str]) -> bytes:
+    """Return a POST's head up to where its request id and length go (see `request`)."""
+    parts = urlsplit(url)
+    lines = [f"POST {parts.path.rstrip('/')}{path} HTTP/1.1", f"Host: {parts.netloc.rpartition('@')[2]}"]
+    fields = {"Content-Type": "application/json", "Accept": "text/event-stream"} | headers
+    lines += [f"{name}: {value}" for name, value in fields.items()]
+    return "\r\n".join(lines).encode() + b"\r\n"
+
+
+def request(head: bytes, request_id: bytes, body: bytes) -> bytes:
+    """Return a whole request: `head_of` it, an id to find it again in the server's log, and its body."""
+    return b"%bX-Request-Id: %b\r\nContent-Length: %d\r\n\r\n%b" % (head, request_id, len(body), body)
+
+
+class Flight:
+    """One request on its way: what was sent, and every piece of its answer with its time."""
+
+    __slots__ = (
+        "awaited",
+        "begun_ns",
+        "connection",
+        "on_end",
+        "output_tokens",
+        "owner",
+        "pieces",
+        "row",
+        "sent_ns",
+        "sequences",
+        "streaming",
+        "times",
+        "wire",
+    )
+
+    def __init__(self, row: int, wire: bytes, output_tokens: int, sequences: int) -> None:
+        self.row, self.wire = row, wire
+        self.output_tokens, self.sequences = output_tokens, sequences
+        self.begun_ns = 0  # from when latency counts: sent, or in an open loop scheduled
+        self.sent_ns = 0
+        self.pieces: list[bytes] = []
+        self.times = array("q")
+        self.awaited = False
+        self.streaming = False  # something behind the head has come
+        self.connection: Connection | None = None
+        self.owner: object = None
+        self.on_end: Callable[[Flight, str], None] = _ignore
+
+
+def _ignore(_flight: Flight, _kind: str) -> None:
+    pass
+
+
+class Connection(asyncio.Protocol):
+    """One connection; `flight` is the request whose answer it waits for.
+
+    A flight ends with a failure's kind, or with "" when the answer's framing says that it is whole.
+    `usable` tells whether another request may follow.
+    """
+
+    __slots__ = ("_framing", "_left", "_socket", "flight", "transport", "usable", "used")
+
+    def __init__(self, sock: socket.socket | None) -> None:
+        self._socket = sock  # None where TLS stands between
+        self.transport: asyncio.Transport | None = None
+        self.flight: Flight | None = None
+        self.usable = self.used = False
+        self._framing, self._left = _HEAD, 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection stands."""
+        self.transport = transport  # type: ignore[assignment]
+        self.usable = True
+
+    def send(self, flight: Flight) -> None:
+        """Send a request; the clock is read right before its first byte leaves."""
+        assert self.transport is not None
+        self.flight, flight.connection = flight, self
+        self._framing = _HEAD
+        data = flight.wire
+        flight.sent_ns = clock_ns()
+        if self._socket is not None:
+            # Straight to the kernel: an event loop may queue a write until its round is over.
+            try:
+                sent = self._socket.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                self.usable = False
+                asyncio.get_running_loop().call_soon(self.connection_lost, None)
+                return
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self.transport.write(data)
+
+    def data_received(self, data: bytes) -> None:
+        """Stamp what has arrived, and see whether the answer is whole."""
+        now_ns = clock_ns()
+        flight = self.flight
+        if flight is None:
+            self.close()
+            return
+        flight.times.append(now_ns)
+        flight.pieces.append(data)
+        if self._framing == _CHUNKED:
+            flight.streaming = True
+            if data.endswith(LAST_CHUNK) or (
+                len(data) < len(LAST_CHUNK)
+                and b"".join(flight.pieces[-len(LAST_CHUNK) :]).endswith(LAST_CHUNK)
+            ):
+                self._end("")
+        elif self._framing == _HEAD:
+            self._read_head(flight)
+        else:
+            flight.streaming = True
+            if self._framing == _LENGTH:
+                self._left -= len(data)
+                if self._left <= 0:
+                    self.usable &= self._left == 0
+                    self._end("")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The other side has closed or reset the connection, or we have."""
+        self.usable = False
+        flight = self.flight
+        if flight is None:
+            return
+        if not flight.pieces:
+            self._end("stale_connection" if self.used else "reset_before_response")
+        elif self._framing == _UNTIL_CLOSE and exc is None:
+            self._end("")
+        else:
+            self._end("reset_mid_stream")
+
+    def close(self) -> None:
+        """Drop the connection at once, and forget its flight."""
+        self.usable, self.flight = False, None
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _end(self, kind: str) -> None:
+        flight = self.flight
+        assert flight is not None
+        self.flight, self.used = None, True
+        if kind and self.transport is not None:
+            self.usable = False
+            self.transport.abort()
+        flight.on_end(flight, kind)
+
+    def _read_head(self, flight: Flight) -> None:
+        received = flight.pieces[0] if len(flight.pieces) == 1 else b"".join(flight.pieces)
+        end = received.find(HEAD_END)
+        if end < 0:
+            if len(received) > MAX_HEAD or not b"HTTP/1.".startswith(received[:7]):
+                self._end("bad_http")
+            return
+        head = received[:end].lower()
+        if not head.startswith(b"http/1."):
+            self._end("bad_http")
+            return
+        body = len(received) - end - len(HEAD_END)
+        flight.streaming = body > 0
+        if b"\r\nconnection: close" in head or (
+            head.startswith(b"http/1.0") and b"\r\nconnection: keep-alive" not in head
+        ):
+            self.usable = False
+        if b"\r\ntransfer-encoding:" in head:
+            self._framing = _CHUNKED
+            if received.endswith(LAST_CHUNK):
+                self._end("")
+        elif (at := head.find(b"\r\ncontent-length:")) >= 0:
+            self._framing = _LENGTH
+            digits = head[at + 17 :].split(b"\r\n", 1)[0].strip()
+            if not digits.isdigit():
+                self._end("bad_http")
+                return
+            self._left = int(digits) - body
+            if self._left <= 0:
+                self.usable &= self._left == 0
+                self._end("")
+        else:
+            self._framing, self.usable = _UNTIL_CLOSE, False
+
+
+async def connect(target: Target, timeout_s: float) -> Connection:
+    """Return a new connection.
+
+    Raises:
+        OSError: nobody answers at any of the addresses; TimeoutError is one of its kind.
+    """
+    loop = asyncio.get_running_loop()
+    problem: OSError = ConnectionError("the name has no address")
+    for family, address in target.addresses:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(timeout_s):
+                await loop.sock_connect(sock, address)
+                _, protocol = await loop.create_connection(
+                    lambda sock=sock: Connection(None if target.tls else sock),
+                    sock=sock,
+                    ssl=target.tls,
+                    server_hostname=target.host if target.tls else None,
+                )
+            return protocol
+        except OSError as error:
+            sock.close()
+            problem = error
+        except BaseException:
+            sock.close()
+            raise
+    raise problem
+
+
+def connect_failure(error: OSError) -> str:
+    """Return the failure's kind when no connection could be made."""
+    if isinstance(error, ConnectionRefusedError):
+        return "connection_refused"
+    if isinstance(error, TimeoutError):
+        return "connect_timeout"
+    if isinstance(error, ssl.SSLError):
+        return "tls_failed"
+    # EMFILE, ENFILE, EADDRNOTAVAIL: this machine has no more sockets or ports; not the server's fault.
+    return "client_out_of_sockets" if error.errno in (24, 23, 99) else "connect_failed"

@@ -1,0 +1,84 @@
+"""What the load test's own client says of itself: notes on each level, its error, and a loud verdict."""
+
+from typing import Any
+
+from llmpilot.console import note, say
+from llmpilot.deploy.endpoint import HttpEndpoint
+from llmpilot.loadtest import Records
+from llmpilot.loadtest.client_error import bottleneck, client_error
+from llmpilot.metrics import Level
+from llmpilot.secrets import redact
+
+TTFT_MS, ITL_MS = 50.0, 20.0  # where the level has no latencies to go by
+INEXACT = {
+    "chunks": "the server gave no token counts: each chunk is taken for one token",
+    "total": "the server counted tokens only at the end: how they are spread within an answer is not known",
+}
+
+
+def notes_of(records: Records) -> dict[str, Any]:
+    """Return what a level's records say of the client and of failures, for `levels.json`."""
+    notes = {key: value for key, value in records.notes.items() if key != "start_ns"}
+    messages = notes.get("failure_messages", {})
+    return notes | {"failure_messages": {kind: redact(text) for kind, text in messages.items()}}
+
+
+def warn(level: Level) -> None:
+    """Say how a level's tokens were counted, if not exactly, and why its requests failed."""
+    notes = level["client"]
+    for method, meaning in INEXACT.items():
+        if method in notes["tokens_counted_by"]:
+            note(f"    {meaning}", style="yellow")
+    for kind, message in notes["failure_messages"].items():
+        note(f"    {level['failures'].get(kind, 0)} x {kind}: {message}", style="yellow")
+
+
+def judge(endpoint: HttpEndpoint, levels: list[Level]) -> dict[str, Any]:
+    """Return the client's own error at the largest closed-loop level, and the levels not to be trusted.
+
+    The same number of users is put on our emulator, with a timing like the service's, which knows when it
+    sent every token. That takes as long as a few requests of the largest level.
+    """
+    error = None
+    closed = [level for level in levels if level["users"]]
+    if endpoint.client.calibrate and closed:
+        largest = max(closed, key=lambda level: int(level["users"]))
+        note(f"measuring the client itself: {largest['users']} users on the emulator")
+        error = client_error(
+            int(largest["users"]),
+            settings=endpoint.client,
+            ttft_ms=largest["ttft_ms"]["p50"] or TTFT_MS,
+            itl_ms=largest["itl_ms"]["p50"] or ITL_MS,
+        )
+    verdicts = {}
+    for level in levels:
+        at_calibration = error if error is not None and level["users"] == error["users"] else None
+        if why := bottleneck(level["client"]["client"], at_calibration, level):
+            verdicts[f"{level['level']:g}"] = why
+    return {"error": error, "bottleneck": verdicts}
+
+
+def summary_of(verdict: dict[str, Any]) -> dict[str, float]:
+    """Return the client's error as MLflow metrics."""
+    error = verdict["error"]
+    if error is None:
+        return {}
+    figures = {
+        f"client.{name}.{statistic}": error[name][statistic]
+        for name in ("ttft_error_ms", "itl_error_ms")
+        for statistic in ("p50", "p99")
+    }
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the client's error; loudly, if it was the bottleneck."""
+    error = result["client"]["error"]
+    if error is not None:
+        ttft, itl = error["ttft_error_ms"], error["itl_error_ms"]
+        say(
+            f"the client's own error at {error['users']} users: TTFT {ttft['p50']:.2f} ms "
+            f"(p99 {ttft['p99']:.2f} ms), ITL {itl['p50']:.3f} ms"
+        )
+    for level, why in result["client"]["bottleneck"].items():
+        say(f"THE CLIENT WAS THE BOTTLENECK at {level} {result['level_unit']}: {why}", style="bold red")

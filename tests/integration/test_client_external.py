@@ -1,0 +1,135 @@
+"""`deployment=external` looks before it measures: what is wrong with a service, and how to mend it."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from llmpilot.config import build
+from llmpilot.deploy.endpoint import HttpEndpoint
+from llmpilot.deploy.external import EMULATOR_OWNER, ExternalDeployment, ServiceError
+from llmpilot.emulator.wire import FINGERPRINT
+from llmpilot.engine.openai import OpenAIEngine
+from llmpilot.errors import ConfigError
+
+MODELS = {"data": [{"id": "m", "owned_by": "vllm"}]}
+
+
+@contextmanager
+def service(
+    models: Any = MODELS, completion: int = 200, refuses: tuple[str, ...] = (), key: str = ""
+) -> Iterator[str]:
+    """Yield the URL of a server that answers like this; bodies with a field of `refuses` get a 400."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def _answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def _refused(self) -> bool:
+            if key and self.headers.get("Authorization") != f"Bearer {key}":
+                self._answer(401, b"{}")
+                return True
+            return False
+
+        def do_GET(self) -> None:
+            if not self._refused():
+                body = models if isinstance(models, bytes) else json.dumps(models).encode()
+                self._answer(200 if self.path == "/v1/models" else 404, body)
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if not self._refused():
+                status = 400 if set(refuses) & body.keys() else completion
+                self._answer(
+                    status, b'{"error": {"message": "no"}}' if status != 200 else b"data: [DONE]\n\n"
+                )
+
+        def log_message(self, *_args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def endpoint(url: str, engine: OpenAIEngine | None = None, **settings: Any) -> HttpEndpoint:
+    with ExternalDeployment(url=url, **settings).start(engine or OpenAIEngine(), None, None, None) as found:
+        return found
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
+def test_takes_the_only_model(suffix: str) -> None:
+    with service() as url:
+        found = endpoint(url + suffix)
+    assert (found.url, found.model, found.dialect, found.headers) == (url, "m", "vllm", {})
+
+
+def test_asks_which_fields_the_server_takes() -> None:
+    with service(refuses=("ignore_eos",)) as url:
+        assert endpoint(url).dialect == "standard"
+        with pytest.raises(ServiceError, match="400"):
+            endpoint(url, OpenAIEngine(dialect="vllm"))
+    with service({"data": [{"id": "m", "owned_by": "llamacpp"}]}) as url:
+        assert endpoint(url).dialect == "llamacpp"
+
+
+def test_chooses_among_models() -> None:
+    models = {"data": [{"id": "llama"}, {"id": "starcoder"}]}
+    with service(models) as url:
+        assert endpoint(url, model="starcoder").model == "starcoder"
+        with pytest.raises(ServiceError, match="several models: llama, starcoder"):
+            endpoint(url)
+        with pytest.raises(ServiceError, match="did you mean 'starcoder'"):
+            endpoint(url, model="starcode")
+
+
+def test_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with service(key="s3cret-key") as url:
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        with pytest.raises(ServiceError, match="OPENAI_API_KEY is not set"):
+            endpoint(url)
+        monkeypatch.setenv("MY_KEY", "wrong-key")
+        with pytest.raises(ServiceError, match="refuses the key in \\$MY_KEY"):
+            endpoint(url, api_key_env="MY_KEY")
+        monkeypatch.setenv("MY_KEY", "s3cret-key")
+        found = endpoint(url, api_key_env="MY_KEY")
+    assert found.headers == {"Authorization": "Bearer s3cret-key"}
+    assert "s3cret" not in repr(found)
+
+
+def test_says_what_is_not_such_a_server() -> None:
+    with pytest.raises(ServiceError, match="cannot be reached"):
+        endpoint("http://127.0.0.1:9")
+    for models in (b"<html>", {"data": []}, {"models": 3}, b"[]"):
+        with service(models) as url, pytest.raises(ServiceError, match="not an OpenAI-compatible server"):
+            endpoint(url)
+    with service(completion=404) as url, pytest.raises(ServiceError, match=r"engine\.api=chat"):
+        endpoint(url)
+    with service(completion=422) as url, pytest.raises(ServiceError, match=r"engine\.prompt=text"):
+        endpoint(url)
+    with service(completion=500) as url, pytest.raises(ServiceError, match="with 500"):
+        endpoint(url)
+
+
+@pytest.mark.parametrize("url", ["???", "127.0.0.1:8000", "ftp://x", "http://"])
+def test_url_must_be_one(url: str) -> None:
+    target = "llmpilot.deploy.external.ExternalDeployment"
+    with pytest.raises(ConfigError, match=r"deployment\.url"):
+        build({"_target_": target, "url": url}, "deployment")  # type: ignore[arg-type]
+
+
+def test_our_own_emulator_is_recognised() -> None:
+    assert EMULATOR_OWNER == FINGERPRINT
+    with service({"data": [{"id": "m", "owned_by": EMULATOR_OWNER}]}) as url:
+        assert endpoint(url).simulated
