@@ -1,6 +1,6 @@
 """How far the simulator is from recorded services: calibrated pairs, LLMs and GPUs left out. No I/O.
 
-The error of a figure is |simulated / recorded - 1|. Recordings must be grouped by pair, as read.
+The error of a figure is |simulated / recorded - 1|.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -157,8 +157,11 @@ def fit_factors(pairs: list[tuple[Model, Gpu, Fit]]) -> Factors:
     """Return the most probable factors, given pairs' own calibrations and how well each is known.
 
     A pair's log coefficients stray from physics by PAIR_SPREAD, and from what was fitted by the inverse
-    of the fit's curvature; every LLM counts alike. Least squares, soft in the far errors.
+    of the fit's curvature; every LLM counts alike. Least squares, soft in the far errors. Of no pairs, the
+    priors' medians.
     """
+    if not pairs:
+        return {name: median for name, (median, _) in PRIORS.items()}
     priors = PRIORS | {
         _profile(gpu): (1.0, PROFILE_SPREAD) for model, gpu, _ in pairs if not model.flash_attention
     }

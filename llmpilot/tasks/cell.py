@@ -3,7 +3,7 @@
 import hashlib
 import json
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from omegaconf import DictConfig
@@ -59,7 +59,7 @@ class Cell:
 
     def facts(self) -> dict[str, Any]:
         """Return all of it as nested plain values, secrets hidden."""
-        facts = {
+        facts: dict[str, Any] = {
             "model": self.model.model_dump(),
             "gpu": self.gpu.model_dump(),
             "engine": {"name": self.engine.name, **self.engine.model_dump()},
@@ -71,6 +71,9 @@ class Cell:
             "seed": self.seed,
             "version": llmpilot.__version__,
         }
+        if isinstance(self.engine, SimulatedEngine):
+            calibration, source = self.engine.calibrated(self.model, self.gpu)
+            facts["calibration"] = {"source": source, **asdict(calibration)}
         hidden: dict[str, Any] = redact_tree(facts)
         return hidden
 
@@ -132,7 +135,7 @@ def _batch_weight(cfg: DictConfig, engine: Engine, model: Model, gpu: Gpu, heavi
     if memory.kv_capacity_tokens < heaviest:
         require_fit(model, gpu, memory, heaviest, cure=_where_it_fits(engine, model, heaviest))
     if cfg.max_batch_weight is None:
-        return engine.default_max_batch_weight(model, gpu)
+        return max(heaviest, engine.default_max_batch_weight(model, gpu))
     weight = _whole("max_batch_weight", cfg.max_batch_weight)
     if weight < heaviest:
         raise ConfigError(

@@ -76,6 +76,7 @@ def announce(cell: Cell, settings: Tracking) -> None:
             f"To measure a real service, add: {REAL_SERVICE}",
             style="bold yellow",
         )
+        note(f"step times: {cell.facts()['calibration']['source']}")
     else:
         say(f"MEASURED: {cell.name}, by the service at {cell.deployment.url}", style="bold")
     ladder = ", ".join(f"{level:g}" for level in cell.load.levels)

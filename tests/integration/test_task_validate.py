@@ -47,6 +47,22 @@ def test_it_prints_and_writes_every_error(tmp_path: Path, workers: int) -> None:
     assert result["calibrated"]["itl_ms_p50"] < 0.1
 
 
+def test_it_fits_anew_when_asked(tmp_path: Path) -> None:
+    write_campaign(tmp_path / "requests.parquet", (1, 4, 8))
+    done = pilot(
+        "task=validate",
+        "data=requests.parquet",
+        "workers=1",
+        "refit=true",
+        "result_file=r.json",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["calibrated"]["itl_ms_p50"] < 0.1
+    assert result["all_levels_fitted"]["itl_ms_p50"] < 0.05
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
