@@ -54,7 +54,7 @@ def summarize(records: Records, sla: Sla, unit: str = "users") -> Level:
     nttft_ms = ttft_us / inputs / 1e3
 
     gaps_wanted = np.repeat(np.where(good, copies, 0), gap_counts)
-    gaps_ms = np.repeat(records.gap_us, gaps_wanted) / 1e3
+    gaps_us = np.repeat(records.gap_us, gaps_wanted)
 
     token_us, token_weight = _token_times(records, np.where(ok, copies, 0), gap_counts)
     output_tokens = int(token_weight[(token_us >= start_us) & (token_us < end_us)].sum())
@@ -71,11 +71,11 @@ def summarize(records: Records, sla: Sla, unit: str = "users") -> Level:
         "level": records.level,
         "requests_ok": n_ok,
         "requests_failed": n_bad,
-        "ttft_ms": statistics(ttft_us[good] / 1e3),
+        "ttft_ms": _statistics_us(ttft_us[good]),
         "nttft_ms": statistics(nttft_ms[good]),
-        "itl_ms": statistics(gaps_ms),
+        "itl_ms": _statistics_us(gaps_us),
         "tpot_ms": statistics(tpot_ms[several]),
-        "e2e_ms": statistics(e2e_us[good] / 1e3),
+        "e2e_ms": _statistics_us(e2e_us[good]),
         "requests_per_s": int(completed.sum()) / window_s,
         "goodput_per_s": int(within.sum()) / window_s,
         "throughput_tok_s": output_tokens / window_s,
@@ -100,6 +100,14 @@ def statistics(values: NDArray[np.float64]) -> dict[str, float | None]:
     mean = fsum(values.tolist()) / len(values)
     figures = [*percentiles.tolist(), mean]
     return {name: round(figure, 6) for name, figure in zip(STATISTICS, figures, strict=True)}
+
+
+def _statistics_us(values_us: NDArray[np.int64]) -> dict[str, float | None]:
+    """Return the statistics in ms of times in whole microseconds; their mean needs no floating-point sum."""
+    if not len(values_us):
+        return dict.fromkeys(STATISTICS)
+    figures_us = [*np.percentile(values_us, PERCENTILES).tolist(), int(values_us.sum()) / len(values_us)]
+    return {name: round(figure / 1e3, 6) for name, figure in zip(STATISTICS, figures_us, strict=True)}
 
 
 def meets_sla(level: Level, sla: Sla) -> bool:

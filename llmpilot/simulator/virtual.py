@@ -250,12 +250,12 @@ def _expand_gaps(
 ) -> tuple[Times, Times]:
     """Return the gaps between the tokens of every request [sum of gaps] and where each request's begin."""
     offsets = np.concatenate([[0], np.cumsum(gaps)]).astype(np.int64)
-    owner = np.repeat(np.arange(len(gaps)), gaps)
-    within = np.arange(offsets[-1]) - offsets[:-1][owner]
-    token_us = step_end_us[first_step[owner] + within]
-    gap_us = np.diff(token_us, prepend=0)
-    starts = offsets[:-1][gaps > 0]
-    gap_us[starts] = token_us[starts] - first_token_us[gaps > 0]
+    step_gap_us = np.diff(step_end_us, prepend=0)
+    # Sequences of a batch share its steps: a request's gaps are a slice, copied whole and not token by token.
+    parts = [step_gap_us[at : at + n] for at, n in zip(first_step.tolist(), gaps.tolist(), strict=True) if n]
+    gap_us = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+    several = gaps > 0
+    gap_us[offsets[:-1][several]] = step_end_us[first_step[several]] - first_token_us[several]
     return gap_us, offsets
 
 
