@@ -1,0 +1,71 @@
+"""The command line against a server over HTTP: our emulator in its own process, which knows the truth."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Run
+from mlflow import MlflowClient
+
+from llmpilot.emulator import FixedTiming, Options, example_service, in_process
+
+SERVICE = ("+gpu=a100", "+model=starcoder", "engine=openai", "deployment=external")
+QUICK = ("load.users=[1,8]", "load.duration_s=4", "load.warmup_s=1")
+
+
+def test_a_served_model_is_measured_and_the_client_states_its_error(run: Run) -> None:
+    timing = FixedTiming(ttft_ms=30, itl_ms=5)
+    with in_process(example_service(), Options(fixed=timing)) as emulator:
+        ran = run(*SERVICE, *QUICK, f"deployment.url={emulator.url}", "result_file=r.json")
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith("MEASURED")
+    assert "SIMULATED all the same" in ran.out
+    result = json.loads(Path("r.json").read_text(encoding="utf-8"))
+    assert (result["engine"], result["deployment"]) == ("openai", "external")
+    assert result["measurement"] == "simulated", "our emulator is no measurement of an engine"
+    assert result["max_batch_weight"] is None
+    for level in result["levels"]:
+        assert level["requests_ok"] > 0
+        assert level["requests_failed"] == 0
+        assert level["itl_ms"]["p50"] == pytest.approx(5, rel=0.2)
+        assert level["client"]["tokens_counted_by"].keys() == {"token_ids"}
+    assert result["client"]["error"]["users"] == 8
+    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+    metrics = client.get_run(result["run_id"]).data.metrics
+    assert {"client.ttft_error_ms.p50", "client.itl_error_ms.p50", "client.busy_share"} <= set(metrics)
+
+
+def test_a_level_that_mostly_fails_ends_the_ladder(run: Run) -> None:
+    # With this seed the first request, by which the client gets to know the server, meets no fault.
+    options = Options.model_validate(
+        {"fixed": {"ttft_ms": 5, "itl_ms": 1}, "faults": {"error_500_share": 0.9, "seed": 2}}
+    )
+    with in_process(example_service(), options) as emulator:
+        url = f"deployment.url={emulator.url}"
+        ran = run(*SERVICE, *QUICK, url, "deployment.client.calibrate=false", "result_file=r.json")
+    assert ran.code == 0, ran.err
+    result = json.loads(Path("r.json").read_text(encoding="utf-8"))
+    assert len(result["levels"]) == 1
+    assert set(result["levels"][0]["failures"]) == {"http_500"}
+    assert result["users_max"] == 0
+    assert "the ladder ends here" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("deployment.url=http://127.0.0.1:9",), ["cannot be reached", "deployment.url"]),
+        (("deployment.url=nonsense",), ["deployment.url=nonsense"]),
+        ((), ["deployment.url"]),
+        (("deployment.url=http://127.0.0.1:9", "max_batch_weight=5000"), ["already running"]),
+        (("deployment=simulated",), ["does not run in deployment=simulated"]),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_one_message(
+    run: Run, arguments: tuple[str, ...], words: list[str]
+) -> None:
+    ran = run(*SERVICE, *arguments)
+    assert ran.code == 2
+    assert "Traceback" not in ran.err
+    for word in words:
+        assert word in ran.err
