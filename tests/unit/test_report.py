@@ -1,0 +1,59 @@
+"""The table, plots and page hold for any run: also one in which nothing succeeded."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmpilot import report
+from llmpilot.metrics import LATENCIES, STATISTICS
+
+
+def result(values: list[float | None]) -> dict[str, Any]:
+    levels = [
+        {
+            "level": 2**i,
+            "users": 2**i,
+            "requests_ok": 0 if value is None else 5,
+            "requests_failed": 3,
+            "failures": {"out_of_memory": 3},
+            "excluded": {"warmup": 1, "drain": 2},
+            **{name: dict.fromkeys(STATISTICS, value) for name in LATENCIES},
+            **dict.fromkeys(
+                ("requests_per_s", "goodput_per_s", "throughput_tok_s", "input_tok_s"), value or 0.0
+            ),
+        }
+        for i, value in enumerate(values)
+    ]
+    return {
+        "model": "<b>m</b>",
+        "gpu": "G",
+        "count": 2,
+        "measurement": "measured",
+        "workload": "paper",
+        "max_batch_weight": None,
+        "level_unit": "users",
+        "level_max": 0,
+        "cost_per_hour": 3.0,
+        "cost_per_million_output_tokens": None,
+        "sla": {
+            "ttft_ms": None,
+            "nttft_ms": 100.0,
+            "itl_ms": 50.0,
+            "percentile": 50,
+            "max_failure_rate": 0.01,
+        },
+        "levels": levels,
+    }
+
+
+@pytest.mark.parametrize("values", [[None], [None, 3.0], [3.0, 40.0, None], [0.0, 0.0]])
+def test_every_picture_and_table_can_be_made(values: list[float | None], tmp_path: Path) -> None:
+    made = result(values)
+    report.print_table(made)
+    report.write(made, tmp_path)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "plots").iterdir())
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;m" in page
+    assert "3 out_of_memory" in page
+    assert "keeps the SLA" in page
