@@ -1,7 +1,11 @@
 """`python -m llmpilot`."""
 
-if __name__ == "__main__":
-    # Worker processes import this module under another name: they need no command line.
-    from llmpilot.cli import main
+import sys
 
+if __name__ == "__main__":
+    try:
+        # Worker processes import this module under another name: they need no command line.
+        from llmpilot.cli import main
+    except KeyboardInterrupt:
+        sys.exit(130)
     main()

@@ -87,6 +87,13 @@ def build_model(node: DictConfig | dict[str, Any]) -> Model:
     return model_from_hf_config(path, overrides=facts)
 
 
+def root_keys(task: str) -> set[str]:
+    """Return the top-level keys that the configuration of a task may have."""
+    groups = {folder.name for folder in conf_dir().iterdir() if folder.is_dir()}
+    files = (conf_dir() / "config.yaml", conf_dir() / "task" / f"{task}.yaml")
+    return groups | {key for file in files for key in _read(file) if key not in ("defaults", "hydra")}
+
+
 def config_keys() -> list[str]:
     """Return the dotted names of all keys of the default configuration."""
     config = _read(conf_dir() / "config.yaml")

@@ -5,14 +5,12 @@
 
 import os
 import re
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EDQUOT, EFBIG, ENOSPC, EROFS
-from types import FrameType
 from typing import Any
 
 import hydra
@@ -23,7 +21,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from llmpilot import catalog
+from llmpilot import catalog, interrupts
 from llmpilot.config import plain
 from llmpilot.console import note
 from llmpilot.errors import ConfigError, PilotError, TrackingError, did_you_mean
@@ -47,7 +45,7 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; every mendable error is one message on stderr."""
     state = _State(secrets=_secrets_in(arguments))
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupts.install()
     sys.argv[1:] = arguments
     code = 0
     try:
@@ -146,6 +144,11 @@ def _keep(cfg: DictConfig, result: Any) -> None:
 
 def _require(cfg: DictConfig) -> None:
     """Check that what the task needs is there, or show the line to type and the options there are."""
+    known = catalog.root_keys(cfg.task.name)
+    for key in map(str, cfg):
+        if key not in known:
+            cure = f"{did_you_mean(key, known)}there are {', '.join(sorted(known))}"
+            raise ConfigError(f"{key} is not a key of the configuration", cure=cure)
     missing = [group for group in cfg.task.requires if group not in cfg]
     if not missing:
         return
@@ -167,7 +170,7 @@ def explain(error: Exception) -> str:
     text = "\n".join(dict.fromkeys(str(cause).strip() for cause in causes if cause is not None))
     unknown = re.search(r"Could not override '([^']+)'.*not in struct", text, re.DOTALL)
     if unknown is None:
-        return text
+        return text.partition("Config search path:")[0].rstrip()
     key = unknown.group(1)
     keys = catalog.config_keys()
     siblings = [known for known in keys if known.rpartition(".")[0] == key.rpartition(".")[0]]
@@ -182,7 +185,3 @@ def explain(error: Exception) -> str:
 def _secrets_in(arguments: list[str]) -> tuple[str, ...]:
     pairs = (argument.lstrip("+~").partition("=") for argument in arguments)
     return tuple(found for key, _, value in pairs for found in secret_values({key: value}))
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -22,6 +22,9 @@ from pydantic import (
 
 from llmpilot.errors import ConfigError, did_you_mean
 
+VariableName = Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")]
+"""The name of an environment variable; empty for none."""
+Rate = Annotated[float, Field(ge=1e-3, le=1e6)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -42,11 +45,11 @@ class Gpu(Facts):
     name: str
     vendor: Literal["nvidia", "amd"]
     architecture: str
-    memory_gb: PositiveFloat
-    bandwidth_gb_s: PositiveFloat
-    tflops_fp16: PositiveFloat
+    memory_gb: Rate
+    bandwidth_gb_s: Rate
+    tflops_fp16: Rate
     link: Literal["pcie3", "pcie4", "pcie5", "nvlink", "infinity-fabric"]
-    link_gb_s: PositiveFloat
+    link_gb_s: Rate
     price_per_hour: dict[PositiveInt, PositiveFloat]
     price_source: str
     datasheet: str
@@ -152,6 +155,11 @@ M = TypeVar("M", bound=BaseModel)
 Ladder = Annotated[list[T], BeforeValidator(_as_list), Field(min_length=1)]
 
 
+MOST_SECONDS = 30 * 24 * 3600.0
+Seconds = Annotated[float, Field(gt=0, le=MOST_SECONDS)]
+Users = Annotated[int, Field(gt=0, le=100_000)]
+
+
 class Load(Facts):
     """How requests arrive, and how long each level of the ladder is measured.
 
@@ -162,12 +170,12 @@ class Load(Facts):
     """
 
     arrival: Literal["closed", "poisson", "gamma", "replay"]
-    users: Ladder[PositiveInt] | None = None
-    rates_per_s: Ladder[PositiveFloat] | None = None
-    speedups: Ladder[PositiveFloat] | None = None
-    duration_s: PositiveFloat = 120.0
-    warmup_s: NonNegative = 10.0
-    drain_s: PositiveFloat = 300.0
+    users: Ladder[Users] | None = None
+    rates_per_s: Ladder[Rate] | None = None
+    speedups: Ladder[Rate] | None = None
+    duration_s: Seconds = 120.0
+    warmup_s: Annotated[float, Field(ge=0, le=MOST_SECONDS)] = 10.0
+    drain_s: Seconds = 300.0
     stop_above_failure_rate: Share = 0.5
     burstiness: PositiveFloat = 1.0
     trace: dict[str, Any] | None = None
@@ -220,6 +228,7 @@ class Tracking(Facts):
         return uri
 
 
+DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 TRACKING_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "file", "databricks")
 
 
@@ -257,6 +266,10 @@ def _explain(schema: type[BaseModel], problem: Any, key: str) -> ConfigError:
         )
     if problem["type"] == "value_error":
         return ConfigError(str(problem["ctx"]["error"]))
+    if problem["type"] == "string_pattern_mismatch":
+        return ConfigError(
+            f"{where} is no name of a variable", given="(not shown)", cure=f"{where}=MY_API_KEY"
+        )
     description = schema.model_fields.get(str(problem["loc"][0])) if problem["loc"] else None
     cure = (
         f"set {where}=<value>" if description is None else f"{problem['msg'][0].lower()}{problem['msg'][1:]}"

@@ -63,7 +63,7 @@ def summarize(records: Records, sla: Sla, unit: str = "users") -> Level:
     completed = ok & (records.done_us >= start_us) & (records.done_us < end_us)
 
     requests_ms = {"ttft_ms": ttft_us / 1e3, "nttft_ms": nttft_ms, "tpot_ms": tpot_ms, "e2e_ms": e2e_us / 1e3}
-    within = good & _within_sla(sla, requests_ms, gap_counts)
+    within = completed & _within_sla(sla, requests_ms, gap_counts)
     n_ok, n_bad = int(good.sum()), int(bad.sum())
     kinds, counts = np.unique(records.failure[bad], return_counts=True)
     return {

@@ -1,5 +1,6 @@
 """A sweep (`-m`): one parent run in MLflow, cells that go on after a failing one, a verdict at the end."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from llmpilot.console import err, note, say
 from llmpilot.errors import DoesNotFitError, PilotError, TrackingError
 from llmpilot.files import require_writable, write_result
 from llmpilot.report import print_sweep
+from llmpilot.runfolder import ROOT
 from llmpilot.secrets import redact, secret_values
 from llmpilot.tracking import Tracker
 
@@ -28,14 +30,18 @@ class Sweep:
         self._tracker = Tracker(parse(Tracking, cfg.tracking, "tracking"))
         self._task = cfg.task.name
         self._cells: list[dict[str, Any]] = []
-        name = f"sweep: {' '.join(_hide(argument) for argument in self._typed)}"
-        self._parent_run_id = self._tracker.start_parent(self._task, name, {})
+        self._upload = ""
+        self._parent_run_id: str | None = None
 
     def run_cell(self, cfg: DictConfig, require: Callable[[DictConfig], None]) -> None:
         """Run one cell; what goes wrong with it is kept for the verdict and stops nothing."""
-        overrides = HydraConfig.get().overrides.task
+        if not self._cells:
+            name = f"sweep: {' '.join(_hide(argument) for argument in self._typed)}"
+            self._parent_run_id = self._tracker.start_parent(self._task, name, {})
+        # Hydra escapes what it splits, such as the colon of a URL.
+        overrides = [override.replace("\\", "") for override in HydraConfig.get().overrides.task]
         varied = [_hide(override) for override in overrides if override not in self._typed]
-        entry: dict[str, Any] = {"cell": " ".join(varied or overrides), "status": "done"}
+        entry: dict[str, Any] = {"cell": " ".join(varied or map(_hide, overrides)), "status": "done"}
         self._cells.append(entry)
         say(f"cell {len(self._cells)}: {entry['cell']}", style="bold")
         try:
@@ -45,16 +51,18 @@ class Sweep:
             entry["result"] = task(cfg, **in_sweep) if self._task == tracking.CHARACTERIZE else task(cfg)
         except DoesNotFitError as error:
             # An outcome of the grid, not a failure of ours.
-            entry |= {"status": "does not fit", "reason": str(error)}
-            self._tracker.log_infeasible(self._task, entry["cell"], str(error), self._parent_run_id)
+            entry |= {"status": "does not fit", "reason": redact(str(error))}
+            self._tracker.log_infeasible(self._task, entry["cell"], entry["reason"], self._parent_run_id)
             note(str(error))
         except TrackingError as error:
-            entry |= {"status": "not tracked", "reason": str(error), "result": error.result}
+            entry |= {"status": "not tracked", "reason": redact(error.wrong), "result": error.result}
+            upload = error.cure.splitlines()[-1]
+            self._upload = re.sub(r" 'folders=\[[^\]]*\]'", "", upload).strip()
         except KeyboardInterrupt:
             entry |= {"status": "interrupted"}
             raise
         except PilotError as error:
-            entry |= {"status": "failed", "reason": str(error)}
+            entry |= {"status": "failed", "reason": redact(str(error))}
             note(f"error: {error}", style="red")
         except Exception as error:
             entry |= {"status": "failed", "reason": redact(f"{type(error).__name__}: {error}")}
@@ -72,6 +80,9 @@ class Sweep:
             note(f"{len(failed)} of {len(self._cells)} cells failed:", style="red")
             for entry in failed:
                 note(f"  {entry['cell']}: {entry['reason']}", style="red")
+        if self._upload:
+            note(f"what is kept in {ROOT} is uploaded, once MLflow answers, by", style="red")
+            note(f"    {self._upload}", style="red")
         return 1 if failed else 0
 
 

@@ -4,15 +4,21 @@ A run lives in a RunFolder first. The tracker mirrors it to MLflow as it grows; 
 reached, measuring goes on and `upload` sends the whole folder later, as often as it takes.
 """
 
+import hashlib
+import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llmpilot.config import Tracking
+from llmpilot import interrupts
+from llmpilot.config import DEFAULT_TRACKING_URI, Tracking
 from llmpilot.console import note
 from llmpilot.errors import TrackingError
+from llmpilot.files import to_json, write_text
 from llmpilot.metrics import LATENCIES, RATES, STATISTICS, Level
 from llmpilot.runfolder import RunFolder
 from llmpilot.secrets import redact
@@ -84,7 +90,6 @@ class Tracker:
 
     def read_result(self, run_id: str) -> dict[str, Any] | None:
         """Return the result that a finished run has kept among its artifacts."""
-        import json
 
         def read() -> dict[str, Any]:
             path = self._connect().download_artifacts(run_id, RESULT_FILE)
@@ -111,8 +116,11 @@ class Tracker:
 
         def log() -> None:
             client = self._connect()
+            known = hashlib.sha256(f"{name}\n{reason}".encode()).hexdigest()
+            if self._find_finished(task, known):
+                return
             run_id = client.create_run(self._experiment(task), run_name=name).info.run_id
-            tags = {TAG_TASK: task, TAG_OUTCOME: "infeasible", TAG_REASON: reason}
+            tags = {TAG_TASK: task, TAG_OUTCOME: "infeasible", TAG_REASON: reason, TAG_CONFIG_HASH: known}
             tags |= {TAG_PARENT: parent_run_id} if parent_run_id else {}
             for key, value in tags.items():
                 client.set_tag(run_id, key, value)
@@ -130,13 +138,17 @@ class Tracker:
     def _start(self, folder: RunFolder, parent_run_id: str | None) -> None:
         from mlflow.entities import Param, RunTag
 
+        if parent_run_id is not None:
+            folder.save(parent_run_id=parent_run_id)
         client, state = self._connect(), folder.state
-        run_id = self._reopen(state["run_id"]) or os.environ.pop("MLFLOW_RUN_ID", None)
+        # The run that `mlflow run` made wins over the one of an earlier try: it waits for these figures.
+        run_id = os.environ.pop("MLFLOW_RUN_ID", None) or self._reopen(state["run_id"])
         if run_id is None:
             run_id = client.create_run(
                 self._experiment(state["task"]), run_name=state["run_name"]
             ).info.run_id
-        folder.save(run_id=run_id, tracking_uri=redact(self.tracking.uri))
+        folder.save(run_id=run_id)
+        _complete_result(folder.artifacts / RESULT_FILE, run_id)
         tags = state["tags"] | {TAG_RUN_NAME: state["run_name"]}
         tags |= {TAG_PARENT: parent_run_id} if parent_run_id else {}
         client.log_batch(
@@ -215,26 +227,32 @@ class Tracker:
         if self.problem is not None:
             return None
         try:
-            return action()
+            result = action()
+            interrupts.check()
+            return result
         except Exception as error:
             # MLflow raises its own, requests', SQLAlchemy's and the operating system's errors alike, and
             # none of them may cost a measurement.
+            interrupts.check()  # a library may have turned a Ctrl-C into an error of its own
             self.problem = redact(f"{type(error).__name__}: {error}".strip().splitlines()[0])
             note(f"MLflow at {self.tracking.uri} cannot be used: {self.problem}", style="yellow")
             return None
 
 
 def upload(folder: RunFolder, tracking: Tracking) -> str:
-    """Send a run folder to MLflow, remove it, and return the run's id.
+    """Send a run folder to MLflow and return the run's id; a finished run's folder is then removed.
 
     Raises:
         TrackingError: MLflow still cannot be used; the folder is kept.
     """
+    if folder.state["status"] == "RUNNING":  # its process was killed: nobody else holds the lock
+        folder.save(status="KILLED")
+        folder.collect_artifacts()
     tracker = Tracker(tracking)
     tracker.start(folder, folder.state.get("parent_run_id"))
     tracker.finish(folder)
     if tracker.problem is not None:
-        raise not_uploaded([folder], tracker.problem, tracking)
+        raise not_uploaded(folder, tracker.problem, tracking)
     run_id = str(folder.state["run_id"])
     if folder.state["status"] == "FINISHED":
         folder.remove()
@@ -242,25 +260,44 @@ def upload(folder: RunFolder, tracking: Tracking) -> str:
 
 
 def not_uploaded(
-    folders: Iterable[RunFolder], problem: str, tracking: Tracking, result: dict[str, Any] | None = None
+    folder: RunFolder, problem: str, tracking: Tracking, result: dict[str, Any] | None = None
 ) -> TrackingError:
     """Return the error that says where the results are and how to upload them; it carries the result."""
-    places = ",".join(str(folder.path) for folder in folders)
+    uri = redact(tracking.uri)
+    # A password is the user's to fill in.
+    where = f"MLFLOW_TRACKING_URI='{uri}' " if uri != tracking.uri else ""
+    option = "" if where or uri == DEFAULT_TRACKING_URI else f" tracking.uri={uri}"
     return TrackingError(
         f"measured, but not tracked: {problem}",
-        given=f"tracking.uri={tracking.uri}",
-        cure=f"the results are kept in {places}; once MLflow answers, run\n"
-        f"    python -m llmpilot task=upload 'folders=[{places}]'",
+        given=f"tracking.uri={uri}",
+        cure=f"the results are kept in {folder.path}; once MLflow answers, run\n"
+        f"    {where}python -m llmpilot task=upload 'folders=[{folder.path}]'{option}",
         result=result,
     )
 
 
+def _complete_result(path: Path, run_id: str) -> None:
+    """Put the run's id into a result that was written before there was one."""
+    if path.is_file():
+        write_text(path, to_json(json.loads(path.read_text(encoding="utf-8")) | {"run_id": run_id}))
+
+
 def _check_reachable(tracking: Tracking) -> None:
     """Fail within seconds where MLflow's own retries would take minutes."""
-    if tracking.uri.startswith(("http://", "https://")):
+    uri = _absolute(tracking.uri)
+    scheme, _, path = uri.partition(":///")
+    if uri.startswith(("http://", "https://")):
         import httpx
 
-        httpx.get(f"{tracking.uri.rstrip('/')}/health", timeout=tracking.timeout_s)
+        httpx.get(f"{uri.rstrip('/')}/health", timeout=tracking.timeout_s)
+    elif scheme == "sqlite":
+        with closing(sqlite3.connect(path, timeout=tracking.timeout_s)) as database:
+            database.execute("PRAGMA schema_version").fetchone()
+    elif not uri.startswith(("file", "databricks")):
+        from sqlalchemy import create_engine
+
+        with create_engine(uri).connect():
+            pass
 
 
 def _client(tracking: Tracking) -> Any:

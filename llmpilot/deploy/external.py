@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 from pydantic import field_validator
 
-from llmpilot.config import Facts, Gpu, Model
+from llmpilot.config import Facts, Gpu, Model, VariableName
 from llmpilot.deploy.endpoint import ClientSettings, HttpEndpoint
 from llmpilot.engine.openai import Asked, Dialect, OpenAIEngine
 from llmpilot.errors import PilotError, did_you_mean
@@ -38,7 +38,7 @@ class ExternalDeployment(Facts):
 
     url: str
     model: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: VariableName = "OPENAI_API_KEY"
     verify_tls: bool = True
     client: ClientSettings = ClientSettings()
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from llmpilot.config import Facts, NonNegative, Share
+from llmpilot.config import Facts, NonNegative, Share, VariableName
 
 Port = Annotated[int, Field(ge=0, le=65535, strict=True)]
 
@@ -73,7 +73,7 @@ class Options(Facts):
     speed: PositiveFloat = 1.0
     fixed: FixedTiming = FixedTiming()
     faults: Faults = Faults()
-    api_key_env: str | None = None
+    api_key_env: VariableName | None = None
     send_log: str | None = None
 
     @field_validator("send_log")

@@ -75,6 +75,7 @@ class SimulatedEngine(Facts):
         rule = BatchingRule(
             max_batch_weight=max_batch_weight,
             max_batch_size=self.max_batch_size,
+            max_positions=model.max_positions,
             max_waiting_steps=self.max_waiting_steps,
             overtake_ms=self.overtake_ms,
             padded=not model.flash_attention,

@@ -46,7 +46,7 @@ class Records:
     def to_table(self) -> pa.Table:
         """Return one row per request, with its token gaps as a list column."""
         gaps = pa.ListArray.from_arrays(
-            pa.array(self.gap_offsets, pa.int32()), pa.array(self.gap_us, pa.int32())
+            pa.array(self.gap_offsets, pa.int32()), pa.array(self.gap_us, pa.int64())
         )
         requests = self.requests
         columns = {

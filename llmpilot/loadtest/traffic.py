@@ -1,5 +1,6 @@
 """What is sent and when: requests drawn from a workload model or replayed from a trace, and arrivals."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from llmpilot.config import Load, parse
 from llmpilot.errors import ConfigError, TraceError
 from llmpilot.simulator import RequestSource
 from llmpilot.workload import (
+    PARAMETERS,
     Requests,
     TraceColumns,
     WorkloadModel,
@@ -31,6 +33,8 @@ class Traffic:
     seed: int
     replayed: Requests | None = None
     timestamps_s: NDArray[np.float64] | None = None
+    name: str | None = None
+    """What is sent, where that is not the workload: the trace that is replayed."""
 
     def requests(self) -> RequestSource:
         """Return the requests of a level from their beginning: every level and GPU sees the same ones."""
@@ -44,6 +48,16 @@ class Traffic:
             return gamma(level, self.load.burstiness, until_s, self.seed)
         assert self.timestamps_s is not None
         return replay(self.timestamps_s, level, until_s)
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 (hex) of what is sent: two traffics with this and the load in common send the same."""
+        if self.replayed is None or self.timestamps_s is None:
+            return self.workload.content_hash
+        digest = hashlib.sha256(self.timestamps_s.tobytes())
+        for parameter in PARAMETERS:
+            digest.update(np.ascontiguousarray(getattr(self.replayed, parameter)).tobytes())
+        return digest.hexdigest()
 
     @property
     def heaviest_request_tokens(self) -> int:
@@ -60,9 +74,15 @@ def open_traffic(load: Load, workload: WorkloadModel, seed: int) -> Traffic:
         ConfigError, TraceError: load.trace is missing or cannot be used.
     """
     if load.arrival != "replay":
-        return Traffic(load, workload, seed)
+        traffic = Traffic(load, workload, seed)
+        if load.arrival != "closed":
+            traffic.arrivals_s(
+                max(load.levels), load.warmup_s + load.duration_s + load.drain_s
+            )  # or an error
+        return traffic
     path, columns = _trace_of(load)
-    until_s = (load.warmup_s + load.duration_s) * max(load.levels)
+    window_s = load.warmup_s + load.duration_s
+    until_s = (window_s + load.drain_s) * max(load.levels)
     parts: list[Requests] = []
     times: list[NDArray[np.float64]] = []
     for requests, timestamps_s in read_trace(path, columns):
@@ -73,13 +93,15 @@ def open_traffic(load: Load, workload: WorkloadModel, seed: int) -> Traffic:
         if timestamps_s[-1] > until_s:
             break
     timestamps = np.concatenate(times)
-    if timestamps[-1] / min(load.levels) <= load.warmup_s:
+    lasts_s = timestamps[-1] / max(load.levels)
+    if lasts_s < window_s:
         raise TraceError(
-            f"the trace ends after {timestamps[-1]:.0f} s, within the warm-up of {load.warmup_s:g} s",
+            f"the trace lasts {lasts_s:.1f} s at {max(load.levels):g} x its own speed, less than the "
+            f"{load.warmup_s:g} s of warm-up and {load.duration_s:g} s of measuring",
             given=path,
-            cure="shorten load.warmup_s and load.duration_s, or take a longer trace",
+            cure="shorten load.warmup_s and load.duration_s, lower load.speedups, or take a longer trace",
         )
-    return Traffic(load, workload, seed, concatenate(parts), timestamps)
+    return Traffic(load, workload, seed, concatenate(parts), timestamps, f"replay of {path.name}")
 
 
 def _trace_of(load: Load) -> tuple[Path, TraceColumns]:

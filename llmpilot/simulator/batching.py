@@ -38,11 +38,12 @@ class BatchingRule(Facts):
     x sequences. Prefill interrupts decoding when the requests that can be admitted are at least the share
     1 - w / max_waiting_steps of those running, w steps after the last prefill; after `max_waiting_steps`
     one is enough, and 0 means at once. A request that does not fit may be overtaken by those that came at
-    most `overtake_ms` after it.
+    most `overtake_ms` after it. One longer than the model's `max_positions` is refused.
     """
 
     max_batch_weight: PositiveInt
     max_batch_size: PositiveInt | None = None
+    max_positions: PositiveInt | None = None
     max_waiting_steps: int = 0
     overtake_ms: NonNegative = 0.0
     padded: bool = False
@@ -127,10 +128,11 @@ class Batcher:
 
     def enqueue(self, sequence: Sequence) -> bool:
         """Queue a request; return False, and forget it, if it could never fit under the caps."""
-        rule = self.rule
-        if sequence.weight > rule.max_batch_weight or sequence.copies > (
-            rule.max_batch_size or sequence.copies
-        ):
+        rule, copies = self.rule, sequence.copies
+        tokens = sequence.input_tokens + sequence.output_tokens
+        if sequence.weight > rule.max_batch_weight or copies > (rule.max_batch_size or copies):
+            return False
+        if tokens > (rule.max_positions or tokens):
             return False
         self.waiting.append(sequence)
         self._most_admissible += 1

@@ -18,6 +18,8 @@ from llmpilot.simulator.service import VirtualService
 from llmpilot.workload import Requests, concatenate
 
 CHUNK = 4096
+REFUSED_PAUSE_MS = 100.0
+"""How long a user waits whose request was refused at the door, as our client of real services does."""
 Times = NDArray[np.int64]
 
 
@@ -144,6 +146,7 @@ class _Run:
         self.awaited = 0  # requests sent before `stop_sending_ms` and not yet ended
         self.log: list[Sequence] = []  # every request, in the order of sending
         self.arrivals: deque[Sequence] = deque()  # sent, and not yet at the engine's door
+        self.paused_until_ms: deque[float] = deque()  # users whose request was refused
         self.stretches = _Stretches()
 
     def send(self, sent_ms: float) -> None:
@@ -158,13 +161,15 @@ class _Run:
     def to_the_end(self) -> SimulatedRequests:
         """Run until no awaited request is open, then expand the records."""
         batcher = self.batcher
-        while self.awaited and self.now_ms < self.deadline_ms:
+        while (
+            self.awaited or self._next_pause_ms() < self.stop_sending_ms
+        ) and self.now_ms < self.deadline_ms:
             self._let_in()
             action = batcher.next_action(self.now_ms)
             if action is None:
-                if not self.arrivals:
+                if self._next_arrival_ms() == inf:
                     break
-                self.now_ms = self.arrivals[0].enqueued_ms
+                self.now_ms = max(self.now_ms, self._next_arrival_ms())
             elif isinstance(action, Decode):
                 self._decode(action)
             else:
@@ -178,7 +183,19 @@ class _Run:
                 self._end(batcher.finish_prefill(action), Outcome.OK)
         return self._records()
 
+    def _next_pause_ms(self) -> float:
+        return self.paused_until_ms[0] if self.paused_until_ms else inf
+
+    def _next_arrival_ms(self) -> float:
+        arrival_ms = self.arrivals[0].enqueued_ms if self.arrivals else inf
+        return min(arrival_ms, self._next_pause_ms())
+
+    def _resume_paused(self) -> None:
+        while self._next_pause_ms() <= self.now_ms:
+            self.send(self.paused_until_ms.popleft())
+
     def _let_in(self) -> None:
+        self._resume_paused()
         arrivals, enqueue = self.arrivals, self.batcher.enqueue
         while arrivals and arrivals[0].enqueued_ms <= self.now_ms:
             sequence = arrivals.popleft()
@@ -186,8 +203,7 @@ class _Run:
                 self._end([sequence], Outcome.TOO_LONG)
 
     def _decode(self, action: Decode) -> None:
-        next_arrival_ms = self.arrivals[0].enqueued_ms if self.arrivals else inf
-        steps = _steps_until(action, min(next_arrival_ms, self.deadline_ms) - self.now_ms)
+        steps = _steps_until(action, min(self._next_arrival_ms(), self.deadline_ms) - self.now_ms)
         if steps:
             self.stretches.add(self.now_ms, steps, action)
             self.now_ms += action.duration_ms(steps)
@@ -200,11 +216,17 @@ class _Run:
         for sequence in sequences:
             sequence.done_ms, sequence.last_step, sequence.outcome = now_ms, step, outcome
             self.awaited -= sequence.sent_ms < self.stop_sending_ms
-            if now_ms < self.resend_until_ms:
+            if now_ms >= self.resend_until_ms:
+                continue
+            if outcome is Outcome.TOO_LONG:
+                self.paused_until_ms.append(now_ms + REFUSED_PAUSE_MS)
+            else:
+                self._resume_paused()
                 self.send(now_ms)
 
     def _records(self) -> SimulatedRequests:
-        log = self.log
+        # What an open loop would have sent after the end was never sent.
+        log = [sequence for sequence in self.log if sequence.sent_ms <= self.now_ms]
         step_end_us = self.stretches.step_end_us()
         first_token_ms = np.array([s.first_token_ms for s in log])
         done_ms = np.array([s.done_ms for s in log])

@@ -58,7 +58,7 @@ class Cell:
         return self.deployment.start(self.engine, self.model, self.gpu, self.max_batch_weight)
 
     def facts(self) -> dict[str, Any]:
-        """Return all of it as nested plain values, secrets hidden."""
+        """Return all of it as nested plain values, as they are."""
         facts: dict[str, Any] = {
             "model": self.model.model_dump(),
             "gpu": self.gpu.model_dump(),
@@ -74,8 +74,7 @@ class Cell:
         if isinstance(self.engine, SimulatedEngine):
             calibration, source = self.engine.calibrated(self.model, self.gpu)
             facts["calibration"] = {"source": source, **asdict(calibration)}
-        hidden: dict[str, Any] = redact_tree(facts)
-        return hidden
+        return facts
 
     def config_hash(self) -> str:
         """Return a hash that two cells share exactly when they would measure the same."""
@@ -83,8 +82,8 @@ class Cell:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def params(self) -> dict[str, str]:
-        """Return the facts as MLflow params: flat, one scalar each."""
-        return {key: str(value) for key, value in _flatten(self.facts())}
+        """Return the facts as MLflow params: flat, one scalar each, secrets hidden."""
+        return {key: str(value) for key, value in _flatten(redact_tree(self.facts()))}
 
 
 def compose(cfg: DictConfig) -> Cell:
@@ -115,8 +114,8 @@ def compose(cfg: DictConfig) -> Cell:
         load=load,
         sla=sla,
         seed=seed,
-        workload_name=cfg.workload.name,
-        workload_hash=workload.content_hash,
+        workload_name=traffic.name or cfg.workload.name,
+        workload_hash=traffic.content_hash,
         traffic=traffic,
     )
 
@@ -164,7 +163,7 @@ def _where_it_fits(engine: SimulatedEngine, model: Model, heaviest: int) -> str:
 
 
 def _whole(key: str, value: Any, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
         raise ConfigError(
             f"{key} must be a whole number of at least {least}", given=value, cure=f"{key}={least}"
         )

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import llmpilot
-from llmpilot import metrics, report, tracking
+from llmpilot import interrupts, metrics, report, tracking
 from llmpilot.config import Tracking, parse, plain
 from llmpilot.console import note, say
 from llmpilot.deploy.endpoint import HttpEndpoint
@@ -15,7 +15,7 @@ from llmpilot.files import to_json, write_text
 from llmpilot.loadtest import run_level
 from llmpilot.progress import Progress
 from llmpilot.runfolder import RunFolder
-from llmpilot.secrets import redact_tree
+from llmpilot.secrets import redact, redact_tree
 from llmpilot.simulator import VirtualService
 from llmpilot.tasks import client_check
 from llmpilot.tasks.cell import Cell, Endpoint, compose
@@ -42,7 +42,9 @@ def run(cfg: DictConfig, *, parent_run_id: str | None = None, in_sweep: bool = F
     with (
         cell.start() as endpoint,
         closing(
-            RunFolder.claim(cell.config_hash(), _identity(cell, endpoint), resume=bool(cfg.resume))
+            RunFolder.claim(
+                cell.config_hash(), _identity(cell, endpoint, tracker.tracking), resume=bool(cfg.resume)
+            )
         ) as folder,
     ):
         write_text(
@@ -50,20 +52,21 @@ def run(cfg: DictConfig, *, parent_run_id: str | None = None, in_sweep: bool = F
         )
         if isinstance(endpoint, HttpEndpoint) and endpoint.simulated:
             say("SIMULATED all the same: LLM-Pilot's own emulator answers there", style="bold yellow")
-        tracker.start(folder, parent_run_id)
         try:
+            tracker.start(folder, parent_run_id)
             levels = climb(cell, endpoint, folder, tracker)
             verdict = client_check.judge(endpoint, levels) if isinstance(endpoint, HttpEndpoint) else None
             result = conclude(cell, folder, levels, verdict)
+            interrupts.check()
+            folder.save(status="FINISHED")
+            tracker.finish(folder)
         except BaseException as error:
             _give_up(folder, tracker, error)
             raise
-        folder.save(status="FINISHED")
-        tracker.finish(folder)
         result["run_id"] = folder.state["run_id"]
         show(result, folder, tracker, brief=in_sweep)
         if tracker.problem is not None:
-            raise tracking.not_uploaded([folder], tracker.problem, tracker.tracking, result)
+            raise tracking.not_uploaded(folder, tracker.problem, tracker.tracking, result)
         folder.remove()
     return result
 
@@ -98,6 +101,7 @@ def climb(cell: Cell, endpoint: Endpoint, folder: RunFolder, tracker: Tracker) -
         for level in cell.load.levels if not failing else []:
             if level in done:
                 continue
+            interrupts.check()
             progress.begin(level)
             records = run_level(endpoint, cell.traffic, level)
             summary = metrics.summarize(records, cell.sla, cell.load.unit)
@@ -171,12 +175,13 @@ def show(result: dict[str, Any], folder: RunFolder, tracker: Tracker, *, brief: 
         say(f"run {folder.state['run_id']}; look and compare: {_how_to_look(tracker.tracking)}")
 
 
-def _identity(cell: Cell, endpoint: Endpoint) -> dict[str, Any]:
+def _identity(cell: Cell, endpoint: Endpoint, settings: Tracking) -> dict[str, Any]:
     # Our own emulator answers like a real server, but nothing of it is a measurement of an engine.
     simulated = isinstance(endpoint, VirtualService) or endpoint.simulated
     return {
         "task": tracking.CHARACTERIZE,
         "run_name": cell.name,
+        "tracking_uri": redact(settings.uri),
         "unit": cell.load.unit,
         "config_hash": cell.config_hash(),
         "params": cell.params(),

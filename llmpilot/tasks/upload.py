@@ -11,6 +11,7 @@ from llmpilot.config import Tracking, parse
 from llmpilot.console import say
 from llmpilot.errors import ConfigError
 from llmpilot.runfolder import ROOT, RunFolder
+from llmpilot.secrets import redact
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -27,9 +28,17 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     folders = [RunFolder.open(path) for path in paths]
     uploaded = []
     for folder in folders:
+        meant, given = folder.state.get("tracking_uri"), redact(settings.uri)
+        if meant not in (None, given) and not cfg.elsewhere:
+            raise ConfigError(
+                f"{folder.path} was measured for {meant}",
+                given=f"tracking.uri={given}",
+                cure=f"tracking.uri={meant}, or elsewhere=true to send it to {given} all the same",
+            )
         with closing(folder):
             folder.lock()
             run_id = tracking.upload(folder, settings)
-        say(f"uploaded {folder.path}: run {run_id}")
+        kept = "" if folder.state["status"] == "FINISHED" else "; unfinished, so kept to be gone on with"
+        say(f"uploaded {folder.path}: run {run_id}{kept}")
         uploaded.append({"folder": str(folder.path), "run_id": run_id})
     return {"uploaded": uploaded}

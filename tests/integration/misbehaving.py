@@ -155,7 +155,10 @@ WAYS: dict[str, tuple[Way, str]] = {
     "half a line": (ending(chunk(event()[:40]) + chunk(b""), 1), "bad_sse"),
     "not our json": (ending(chunk(b'data: {"hello": 1}\n\n') + chunk(b""), 1), "bad_sse"),
     "bad chunk": (ending(b"xyz\r\nhello\r\n0\r\n\r\n", 1), "bad_http"),
-    "error mid-stream": (ending(chunk(b"data: " + as_error("slot died") + b"\n\n") + chunk(b""), 2), "error_in_stream"),
+    "error mid-stream": (
+        ending(chunk(b"data: " + as_error("slot died") + b"\n\n") + chunk(b""), 2),
+        "error_in_stream",
+    ),
     "out of memory mid-stream": (
         ending(chunk(b"data: " + as_error("CUDA out of memory") + b"\n\n") + chunk(b""), 2),
         "out_of_memory",

@@ -102,6 +102,10 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(run: Run) -> None
         ([*CELL, "sla.itl_ms=-.inf"], ["sla.itl_ms"]),
         ([*CELL, "load.user=[1]"], ["load.user is not a key", "did you mean 'load.users'"]),
         ([*CELL, "+load.foo=1"], ["load.foo is not a key"]),
+        ([*CELL, "+user=[3]"], ["user is not a key of the configuration"]),
+        ([*CELL, "load.duration_s=1e12"], ["load.duration_s", "1000000000000"]),
+        ([*CELL, "seed=99999999999999999999999999"], ["seed"]),
+        ([*CELL, "load=poisson", "load.rates_per_s=[1000000]", "load.duration_s=2000000"], ["so many requests"]),
         ([*CELL, "seed=-1"], ["seed", "-1"]),
         ([*CELL, "seed=1.5"], ["seed", "1.5"]),
         ([*CELL, "max_batch_weight=10"], ["max_batch_weight=10", "heaviest request"]),
@@ -189,13 +193,19 @@ def test_an_unreachable_server_costs_no_measurement(run: Run) -> None:
 
     assert run("task=upload", "tracking.uri=http://127.0.0.1:9").code == 1
     arguments = [word.strip("'") for word in upload.split()[3:]]
-    uploaded = run(*arguments, "result_file=u.json")
+    assert arguments[-1] == "tracking.uri=http://127.0.0.1:9", "to where the results were meant to go"
+    refused = run(*arguments[:-1])
+    assert refused.code == 2
+    assert "was measured for http://127.0.0.1:9" in refused.err
+    uploaded = run(*arguments[:-1], "elsewhere=true", "result_file=u.json")
     assert uploaded.code == 0, uploaded.err
     (tracked,) = runs()
     assert tracked.info.status == "FINISHED"
     assert read("u.json")["uploaded"][0]["run_id"] == tracked.info.run_id
     assert steps_of(tracked, "itl_ms.p95") == [1, 4, 16]
     assert "report.html" in artifacts_of(tracked)
+    (kept,) = Path("mlruns").rglob("result.json")
+    assert read(kept)["run_id"] == tracked.info.run_id
     assert not Path(".llmpilot").exists()
 
 
@@ -214,6 +224,7 @@ def test_a_sweep_goes_on_skips_what_is_finished_and_says_what_failed(run: Run) -
     assert again.code == 0
     assert again.out.count("already measured") == 1
     before = len(runs())
+    assert len([r for r in runs() if r.data.tags.get("llmpilot.outcome") == "infeasible"]) == 1
     forced = run("-m", "+gpu=a100", "+model=starcoder,llama_7b", *QUICK, "resume=false")
     assert forced.code == 0
     assert "already measured" not in forced.out
@@ -230,7 +241,10 @@ def test_planted_secrets_are_found_nowhere(run: Run, workdir: Path, monkeypatch:
     texts.append(run(*CELL, *QUICK, f"+deployment.api_key={planted[2]}"))
     texts.append(run(*CELL, *QUICK, f"deployment.api_key={planted[2]}"))
     texts.append(run(*CELL, *QUICK, f"tracking.uri=http://me:{planted[2]}@127.0.0.1:9"))
-    assert [ran.code for ran in texts] == [0, 0, 2, 2, 1]
+    texts.append(
+        run("-m", *CELL, *QUICK, f"tracking.uri=http://me:{planted[2]}@127.0.0.1:9", "result_file=s.json")
+    )
+    assert [ran.code for ran in texts] == [0, 0, 2, 2, 1, 1]
     seen = "".join(ran.out + ran.err for ran in texts).encode()
     for path in workdir.rglob("*"):
         seen += path.read_bytes() if path.is_file() else b""
@@ -272,3 +286,52 @@ def test_any_hugging_face_config_is_a_model(run: Run) -> None:
     assert ran.code == 0, ran.err
     (tracked,) = runs()
     assert float(tracked.data.params["model.parameters_b"]) == pytest.approx(1.24, rel=0.01)
+
+
+def test_a_replayed_trace_is_part_of_what_was_measured(run: Run) -> None:
+    def write_trace(tokens: int) -> None:
+        rows = "".join(f"{i * 0.5},{tokens},5\n" for i in range(60))
+        Path("t.csv").write_text(f"timestamp,input_tokens,output_tokens\n{rows}", encoding="utf-8")
+
+    sweep = ("-m", *CELL, "load=replay", "load.trace.path=t.csv", "load.duration_s=15", "load.warmup_s=2")
+    write_trace(100)
+    assert run(*sweep, "result_file=a.json").code == 0
+    write_trace(700)
+    again = run(*sweep, "result_file=b.json")
+    assert "already measured" not in again.out
+    (a,), (b,) = (read(name)["cells"] for name in ("a.json", "b.json"))
+    assert a["result"]["workload"] == "replay of t.csv"
+    assert a["result"]["levels"] != b["result"]["levels"]
+    short = run(*sweep[1:], "load.duration_s=60")
+    assert short.code == 2
+    assert "the trace lasts 29.5 s" in short.err
+
+
+def test_a_killed_run_can_be_uploaded_and_gone_on_with(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_: Any) -> None:
+        raise KilledError
+
+    def levels(endpoint: Any, traffic: Any, level: float) -> Any:
+        if level == 4:
+            raise KilledError
+        return loadtest.run_level(endpoint, traffic, level)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(characterize, "run_level", levels)
+        patch.setattr(characterize, "_give_up", killed)  # as after kill -9: nobody tidies up
+        with pytest.raises(KilledError):
+            run(*CELL, *QUICK)
+    (tracked,) = runs()
+    assert tracked.info.status == "RUNNING"
+    uploaded = run("task=upload")
+    assert uploaded.code == 0, uploaded.err
+    assert "unfinished" in uploaded.out
+    (tracked,) = runs()
+    assert tracked.info.status == "KILLED"
+    assert run(*CELL, *QUICK).code == 0
+    (tracked,) = runs()
+    assert tracked.info.status == "FINISHED"
+    assert steps_of(tracked, "ttft_ms.p50") == [1, 4, 16]

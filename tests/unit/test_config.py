@@ -18,7 +18,7 @@ GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
     [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))],
 )
 def test_every_option_of_every_group_composes_and_parses(group: str, option: str) -> None:
-    prefix = "+" if group in ("gpu", "model") else ""
+    prefix = "+" if group in ("gpu", "model", "tuner") else ""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=[f"{prefix}{group}={option}"])
     if group in ("engine", "deployment"):

@@ -23,6 +23,17 @@ def test_values_of_the_environment_and_urls_are_hidden(monkeypatch: pytest.Monke
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
     assert redact("the header was Bearer hf_abcdefgh!") == "the header was Bearer ***!"
     assert redact("http://me:pass@host:5000/x") == "http://***@host:5000/x"
+    assert redact("http://me:p@ss@host/x") == "http://***@host/x"
+    assert redact("https://host/v1?api_key=abcdef&n=1") == "https://host/v1?api_key=***&n=1"
+
+
+@pytest.mark.parametrize("name", ["PGPASSWORD", "GH_PAT", "HF_TOKEN_READ", "AWS_SECRET_ACCESS_KEY"])
+def test_secret_variables_are_known_by_any_part_of_their_name(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "abcdefgh")
+    monkeypatch.setenv("PWD", "no-secret")
+    assert redact("abcdefgh no-secret") == "*** no-secret"
 
 
 def test_nested_configuration() -> None:

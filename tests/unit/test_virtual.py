@@ -120,3 +120,22 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
         columns = (records.sent_us, records.first_token_us, records.done_us, records.gap_us)
         digests.add(hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest())
     assert len(digests) == 1
+
+
+def test_requests_beyond_the_context_window_are_refused_and_their_users_pause() -> None:
+    workload = fit(lambda: [from_lengths(np.array([100, 3000]), np.array([5, 5]))])
+    load = Load(arrival="closed", users=[4], duration_s=20.0, warmup_s=2.0)
+    service = service_of("llama_7b", gpu="h100")  # 2,048 positions
+    records = run_level(service, open_traffic(load, workload, seed=1), 4)
+    long = records.requests.input_tokens == 3000
+    assert long.any()
+    ended = records.failure != "unfinished"
+    assert np.array_equal((records.failure == "too_long")[ended], long[ended])
+    assert in_flight(records) <= 4
+
+
+def test_an_open_loop_reports_only_what_was_sent() -> None:
+    traffic = traffic_of(arrival="poisson", users=None, rates_per_s=[5.0], drain_s=200.0)
+    records = run_level(service_of(), traffic, 5.0)
+    last_end_us = records.done_us[(records.sent_us < records.window_us[1])].max()
+    assert records.sent_us.max() <= last_end_us
