@@ -26,6 +26,7 @@ from llmpilot.secrets import redact
 CHARACTERIZE = "characterize"
 TAG_TASK = "llmpilot.task"
 TAG_MEASUREMENT = "llmpilot.measurement"
+TAG_HARDWARE = "llmpilot.hardware"
 TAG_OUTCOME = "llmpilot.outcome"
 TAG_REASON = "llmpilot.reason"
 TAG_CONFIG_HASH = "llmpilot.config_hash"

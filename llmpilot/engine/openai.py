@@ -147,6 +147,8 @@ class Tokens:
             StreamError: it is an error object.
             ValueError: it is nothing that this API sends.
         """
+        if payload is None:  # so llama.cpp's server begins the answer to several prompts
+            return 0
         if not isinstance(payload, dict):
             raise ValueError("not an object")
         if payload.get("error"):

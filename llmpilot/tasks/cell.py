@@ -13,9 +13,13 @@ from llmpilot import catalog
 from llmpilot.config import Gpu, Load, Model, Sla, build, parse
 from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.deploy.external import ExternalDeployment
+from llmpilot.deploy.process import ProcessDeployment
 from llmpilot.deploy.simulated import SimulatedDeployment
+from llmpilot.engine.llamacpp import LlamaCppEngine
 from llmpilot.engine.openai import OpenAIEngine
+from llmpilot.engine.sglang import SglangEngine
 from llmpilot.engine.simulated import SimulatedEngine
+from llmpilot.engine.vllm import VllmEngine
 from llmpilot.errors import ConfigError
 from llmpilot.loadtest import Traffic, open_traffic
 from llmpilot.secrets import redact_tree
@@ -23,8 +27,9 @@ from llmpilot.simulator import VirtualService
 from llmpilot.sizing import require_fit
 from llmpilot.workload import load_workload
 
-Engine = SimulatedEngine | OpenAIEngine
-Deployment = SimulatedDeployment | ExternalDeployment
+StartedEngine = LlamaCppEngine | SglangEngine | VllmEngine
+Engine = SimulatedEngine | OpenAIEngine | StartedEngine
+Deployment = SimulatedDeployment | ExternalDeployment | ProcessDeployment
 Endpoint = VirtualService | HttpEndpoint
 
 
@@ -53,6 +58,14 @@ class Cell:
         """Start the service where it is to run; it ends with the context."""
         if isinstance(self.engine, SimulatedEngine) and isinstance(self.deployment, SimulatedDeployment):
             return self.deployment.start(self.engine, self.model, self.gpu, self.max_batch_weight)
+        if isinstance(self.engine, StartedEngine) and isinstance(self.deployment, ProcessDeployment):
+            return self.deployment.start(
+                self.engine,
+                self.model,
+                self.gpu,
+                self.max_batch_weight,
+                heaviest_request_tokens=self.traffic.heaviest_request_tokens,
+            )
         assert isinstance(self.engine, OpenAIEngine)
         assert isinstance(self.deployment, ExternalDeployment)
         return self.deployment.start(self.engine, self.model, self.gpu, self.max_batch_weight)
@@ -100,10 +113,12 @@ def compose(cfg: DictConfig) -> Cell:
     workload = load_workload(cfg.workload)
     traffic = open_traffic(load, workload, seed)
 
-    if (engine.measurement == "simulated") != (deployment.name == "simulated"):
+    places: dict[type, str] = {SimulatedEngine: "simulated", OpenAIEngine: "external"}
+    place = places.get(type(engine), "process")
+    if deployment.name != place:
         raise ConfigError(
             f"engine={engine.name} does not run in deployment={deployment.name}",
-            cure="engine=simulated deployment=simulated, or engine=openai deployment=external",
+            cure=f"engine={engine.name} deployment={place}",
         )
     return Cell(
         model=model,
@@ -130,11 +145,21 @@ def _batch_weight(cfg: DictConfig, engine: Engine, model: Model, gpu: Gpu, heavi
                 cure="leave it out, and give the server its own limit when you start it",
             )
         return None
+    if isinstance(engine, StartedEngine):
+        # The server itself finds out what fits; the profile's facts give no more than the default.
+        default = engine.default_max_batch_weight(model, gpu)
+        if cfg.max_batch_weight is None:
+            return None if default is None else max(default, heaviest)
+        return _given_weight(cfg, heaviest)
     memory = engine.memory(model, gpu)
     if memory.kv_capacity_tokens < heaviest:
         require_fit(model, gpu, memory, heaviest, cure=_where_it_fits(engine, model, heaviest))
     if cfg.max_batch_weight is None:
         return max(heaviest, engine.default_max_batch_weight(model, gpu))
+    return _given_weight(cfg, heaviest)
+
+
+def _given_weight(cfg: DictConfig, heaviest: int) -> int:
     weight = _whole("max_batch_weight", cfg.max_batch_weight)
     if weight < heaviest:
         raise ConfigError(

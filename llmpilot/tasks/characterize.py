@@ -1,6 +1,7 @@
 """Characterize one service: climb the ladder of load, keep every level, find u_max and its price."""
 
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,6 +11,9 @@ from llmpilot import interrupts, metrics, report, tracking
 from llmpilot.config import Tracking, parse, plain
 from llmpilot.console import note, say
 from llmpilot.deploy.endpoint import HttpEndpoint
+from llmpilot.deploy.external import ExternalDeployment
+from llmpilot.deploy.hardware import local_hardware
+from llmpilot.deploy.process import ProcessEndpoint, ServerOutOfMemoryError
 from llmpilot.deploy.simulated import SimulatedDeployment
 from llmpilot.files import to_json, write_text
 from llmpilot.loadtest import run_level
@@ -40,6 +44,7 @@ def run(cfg: DictConfig, *, parent_run_id: str | None = None, in_sweep: bool = F
     if in_sweep and cfg.resume and (known := _already_finished(cell, tracker)):
         return known
     with (
+        _infeasible_is_logged(cell, tracker, in_sweep),
         cell.start() as endpoint,
         closing(
             RunFolder.claim(
@@ -54,7 +59,11 @@ def run(cfg: DictConfig, *, parent_run_id: str | None = None, in_sweep: bool = F
             say("SIMULATED all the same: LLM-Pilot's own emulator answers there", style="bold yellow")
         try:
             tracker.start(folder, parent_run_id)
-            levels = climb(cell, endpoint, folder, tracker)
+            try:
+                levels = climb(cell, endpoint, folder, tracker)
+            finally:
+                if isinstance(endpoint, ProcessEndpoint) and endpoint.server is not None:
+                    write_text(folder.artifacts / "server.log", endpoint.server.log())
             verdict = client_check.judge(endpoint, levels) if isinstance(endpoint, HttpEndpoint) else None
             result = conclude(cell, folder, levels, verdict)
             interrupts.check()
@@ -71,6 +80,17 @@ def run(cfg: DictConfig, *, parent_run_id: str | None = None, in_sweep: bool = F
     return result
 
 
+@contextmanager
+def _infeasible_is_logged(cell: Cell, tracker: Tracker, in_sweep: bool) -> Iterator[None]:
+    """Leave a run that says so when the server's memory does not suffice to start; a sweep logs its own."""
+    try:
+        yield
+    except ServerOutOfMemoryError as error:
+        if not in_sweep:
+            tracker.log_infeasible(tracking.CHARACTERIZE, cell.name, str(error), None)
+        raise
+
+
 def announce(cell: Cell, settings: Tracking) -> None:
     """Say first what is simulated, then what will happen and where the results go."""
     if isinstance(cell.deployment, SimulatedDeployment):
@@ -81,7 +101,12 @@ def announce(cell: Cell, settings: Tracking) -> None:
         )
         note(f"step times: {cell.facts()['calibration']['source']}")
     else:
-        say(f"MEASURED: {cell.name}, by the service at {cell.deployment.url}", style="bold")
+        where = (
+            f"the service at {cell.deployment.url}"
+            if isinstance(cell.deployment, ExternalDeployment)
+            else f"{cell.engine.name} on this machine, whatever its hardware; the GPU profile is a label"
+        )
+        say(f"MEASURED: {cell.name}, by {where}", style="bold")
     ladder = ", ".join(f"{level:g}" for level in cell.load.levels)
     note(
         f"{cell.load.unit}: {ladder}; "
@@ -112,6 +137,13 @@ def climb(cell: Cell, endpoint: Endpoint, folder: RunFolder, tracker: Tracker) -
             progress.end(summary)
             if isinstance(endpoint, HttpEndpoint):
                 client_check.warn(summary)
+            if isinstance(endpoint, ProcessEndpoint):
+                try:
+                    endpoint.raise_if_ended()
+                except ServerOutOfMemoryError as error:
+                    note(f"{error}\n  the ladder ends here", style="yellow")
+                    folder.save(out_of_memory=str(error))
+                    break
             if summary["failure_rate"] > cell.load.stop_above_failure_rate:
                 note(
                     f"{summary['failure_rate']:.0%} of the requests failed: the ladder ends here",
@@ -153,6 +185,8 @@ def conclude(
         "cost_per_million_output_tokens": price,
     }
     tags = folder.state["tags"] | {tracking.TAG_OUTCOME: "sla_met" if best else "sla_missed"}
+    if reason := folder.state.get("out_of_memory"):
+        tags |= {tracking.TAG_OUTCOME: ServerOutOfMemoryError.outcome, tracking.TAG_REASON: reason}
     if verdict is not None:
         result["client"] = verdict
         summary |= client_check.summary_of(verdict)
@@ -192,7 +226,8 @@ def _identity(cell: Cell, endpoint: Endpoint, settings: Tracking) -> dict[str, A
             tracking.TAG_CONFIG_HASH: cell.config_hash(),
             tracking.TAG_VERSION: llmpilot.__version__,
             tracking.TAG_STEP: tracking.step_meaning(cell.load.unit),
-        },
+        }
+        | ({tracking.TAG_HARDWARE: local_hardware()} if isinstance(endpoint, ProcessEndpoint) else {}),
     }
 
 

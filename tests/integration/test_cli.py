@@ -105,7 +105,7 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(run: Run) -> None
         ([*CELL, "+user=[3]"], ["user is not a key of the configuration"]),
         ([*CELL, "load.duration_s=1e12"], ["load.duration_s", "1000000000000"]),
         ([*CELL, "seed=99999999999999999999999999"], ["seed"]),
-        ([*CELL, "load=poisson", "load.rates_per_s=[1000000]", "load.duration_s=2000000"], ["so many requests"]),
+        ([*CELL, "load=poisson", "load.rates_per_s=[1e6]", "load.duration_s=2e6"], ["so many requests"]),
         ([*CELL, "seed=-1"], ["seed", "-1"]),
         ([*CELL, "seed=1.5"], ["seed", "1.5"]),
         ([*CELL, "max_batch_weight=10"], ["max_batch_weight=10", "heaviest request"]),

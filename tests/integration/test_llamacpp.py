@@ -1,0 +1,159 @@
+"""The whole way against llama.cpp's real server, which we start and stop, on a tiny random StarCoder."""
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from llmpilot import catalog, metrics
+from llmpilot.config import Load, Sla
+from llmpilot.deploy.process import (
+    ProcessDeployment,
+    ProcessEndpoint,
+    ServerDiedError,
+    ServerOutOfMemoryError,
+)
+from llmpilot.engine.llamacpp import LlamaCppEngine
+from llmpilot.engine.server import Assignment, Command
+from llmpilot.engine.tiny_model import write_gguf
+from llmpilot.loadtest import Records, Traffic, run_level
+from llmpilot.workload import Requests, fit, from_lengths
+
+SERVER = shutil.which("llama-server") or importlib.util.find_spec("xllamacpp")
+pytestmark = [
+    pytest.mark.skipif(not SERVER, reason="needs llama.cpp's server: pip install xllamacpp"),
+    pytest.mark.skipif(not importlib.util.find_spec("gguf"), reason="makes its model: pip install gguf"),
+]
+
+MODEL, GPU = catalog.models()["starcoder"], catalog.gpus()["a100"]
+INPUT, OUTPUT = 24, 16
+HEAVIEST = INPUT + OUTPUT
+SLOTS = 2
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    write_gguf(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def endpoint(gguf: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessEndpoint]:
+    engine, log = LlamaCppEngine(model_path=gguf, threads=1), tmp_path_factory.mktemp("log") / "server.log"
+    weight = SLOTS * HEAVIEST
+    with ProcessDeployment().start(
+        engine, MODEL, GPU, weight, heaviest_request_tokens=HEAVIEST, log_path=log
+    ) as found:
+        yield found
+        found.raise_if_ended()
+
+
+def measure(endpoint: ProcessEndpoint, users: int, rows: Requests | None = None) -> Records:
+    load = Load(arrival="closed", users=[users], warmup_s=0.4, duration_s=1.5, drain_s=20)
+    workload = fit(lambda: [from_lengths([INPUT], [OUTPUT])])
+    alike = from_lengths(np.full(50_000, INPUT), np.full(50_000, OUTPUT))
+    return run_level(endpoint, Traffic(load, workload, 1, rows or alike), users)
+
+
+def test_ladder(endpoint: ProcessEndpoint) -> None:
+    """Every token is counted, and users beyond the slots wait for one."""
+    assert endpoint.dialect == "llamacpp"
+    assert endpoint.vocabulary_size == 512  # of the model that is served, not of the facts
+    ttft_ms = {}
+    for users in (1, 4, 16):
+        records = measure(endpoint, users)
+        ok = records.failure == ""
+        assert set(records.failure) <= {"", "unfinished"}
+        assert ok.sum() > users
+        assert records.notes["tokens_counted_by"].keys() == {"timings"}
+        assert (np.diff(records.gap_offsets)[ok] == OUTPUT - 1).all()
+        level = metrics.summarize(records, Sla())
+        assert level["failure_rate"] == 0
+        ttft_ms[users] = level["ttft_ms"]["p50"]
+    assert ttft_ms[16] > ttft_ms[4] > ttft_ms[1]
+    # Seven others go before, two at a time: most of the time to the first token is waiting.
+    assert ttft_ms[16] > 3 * ttft_ms[1]
+
+
+def test_sampling_and_several_sequences(endpoint: ProcessEndpoint) -> None:
+    alike = from_lengths(np.full(2000, INPUT), np.full(2000, OUTPUT))
+    sampled = replace(
+        alike,
+        batch_size=np.full(2000, 2),
+        greedy=np.zeros(2000, np.bool_),
+        temperature=np.full(2000, 0.8),
+        top_k=np.full(2000, 20),
+        top_p=np.full(2000, 0.9),
+    )
+    records = measure(endpoint, 2, sampled)
+    assert set(records.failure) <= {"", "unfinished"}
+    assert (records.failure == "").any()
+
+
+def test_metrics_are_called_what_the_engine_says(endpoint: ProcessEndpoint) -> None:
+    assert endpoint.started_by is not None
+    names = endpoint.started_by.metrics
+    text = httpx.get(endpoint.url + names.path, trust_env=False).text
+    for name in (names.running, names.waiting, names.tokens):
+        assert f"\n{name} " in text
+
+
+def test_error_in_the_middle_of_an_answer_is_a_failure(gguf: str, tmp_path: Path) -> None:
+    """In one context for all slots, requests that no longer fit fail after a 200 and some tokens."""
+    engine = LlamaCppEngine(model_path=gguf, threads=1, unified_kv=True, slots=12)
+    rows = from_lengths(np.full(2000, 8), np.full(2000, 100))
+    with ProcessDeployment().start(
+        engine, MODEL, GPU, 512, heaviest_request_tokens=108, log_path=tmp_path / "server.log"
+    ) as endpoint:
+        records = measure(endpoint, 12, rows)
+        endpoint.raise_if_ended()
+    failed = records.failure == "error_in_stream"
+    assert failed.any()
+    level = metrics.summarize(records, Sla())
+    assert level["failures"]["error_in_stream"] > 0
+    assert level["failure_rate"] > 0
+    tokens = np.diff(records.gap_offsets) + 1
+    assert (tokens[records.failure == ""] == 100).all()
+    assert (tokens[failed] < 100).all()
+    assert (records.first_token_us[failed] >= 0).any()
+
+
+def test_no_model(tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"this is no model")
+    engine = LlamaCppEngine(model_path=str(tmp_path / "bad.gguf"))
+    with (
+        pytest.raises(ServerDiedError, match="has ended, with exit code 1") as died,
+        ProcessDeployment().start(
+            engine, MODEL, GPU, 80, heaviest_request_tokens=40, log_path=tmp_path / "server.log"
+        ),
+    ):
+        pass
+    assert "magic" in str(died.value) or "load" in str(died.value)
+
+
+class InLittleMemory(LlamaCppEngine):
+    """The same engine, where a process may have no more than 12 GB of address space."""
+
+    def command(self, assignment: Assignment) -> Command:
+        command = super().command(assignment)
+        limited = ("/bin/sh", "-c", 'ulimit -v 12000000; exec "$@"', "sh", *command.argv)
+        return Command(limited, command.environment)
+
+
+def test_too_large_a_weight_is_an_outcome(gguf: str, tmp_path: Path) -> None:
+    engine, heaviest = InLittleMemory(model_path=gguf, threads=1), 200_000
+    weight = 200 * heaviest
+    with (
+        pytest.raises(ServerOutOfMemoryError, match="the llamacpp server ran out of memory: ") as outcome,
+        ProcessDeployment().start(
+            engine, MODEL, GPU, weight, heaviest_request_tokens=heaviest, log_path=tmp_path / "server.log"
+        ),
+    ):
+        pass
+    assert "max_batch_weight" in outcome.value.cure

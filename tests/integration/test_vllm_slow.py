@@ -1,0 +1,84 @@
+"""The whole way against vLLM itself (its CPU build will do), with random weights. Takes minutes: -m slow.
+
+Names its command in LLMPILOT_VLLM, or finds `vllm` on PATH; experiments/06_real_engines says how to get it.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from llmpilot import catalog, metrics
+from llmpilot.config import Load, Sla
+from llmpilot.deploy.process import ProcessDeployment, ServerOutOfMemoryError
+from llmpilot.engine.tiny_model import write_hf
+from llmpilot.engine.vllm import VllmEngine
+from llmpilot.loadtest import Traffic, run_level
+from llmpilot.workload import fit, from_lengths
+
+BINARY = os.environ.get("LLMPILOT_VLLM") or shutil.which("vllm")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not BINARY, reason="needs vLLM: LLMPILOT_VLLM=.../bin/vllm"),
+]
+
+MODEL, GPU = catalog.models()["starcoder"], catalog.gpus()["a100"]
+INPUT, OUTPUT = 32, 64
+HEAVIEST = INPUT + OUTPUT
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> VllmEngine:
+    write_hf(tmp_path / "tiny")
+    return VllmEngine(
+        binary=BINARY,
+        model_path=str(tmp_path / "tiny"),
+        weights="dummy",
+        tensor_parallel=1,
+        enforce_eager=True,
+        environment={"VLLM_CPU_NUM_OF_RESERVED_CPU": "1"},
+    )
+
+
+def test_ladder_under_a_small_batch_weight(engine: VllmEngine, tmp_path: Path) -> None:
+    """Exact token counts; under a cap of two requests, more of them wait or are preempted."""
+    with ProcessDeployment().start(
+        engine, MODEL, GPU, 2 * HEAVIEST, heaviest_request_tokens=HEAVIEST, log_path=tmp_path / "server.log"
+    ) as endpoint:
+        ttft_ms = {}
+        for users in (1, 16):
+            load = Load(arrival="closed", users=[users], warmup_s=2, duration_s=10, drain_s=60)
+            rows = from_lengths(np.full(5000, INPUT), np.full(5000, OUTPUT))
+            workload = fit(lambda: [from_lengths([INPUT], [OUTPUT])])
+            records = run_level(endpoint, Traffic(load, workload, 1, rows), users)
+            endpoint.raise_if_ended()
+            ok = records.failure == ""
+            assert set(records.failure) <= {"", "unfinished"}
+            assert ok.sum() > users
+            assert records.notes["tokens_counted_by"].keys() == {"token_ids"}
+            assert (np.diff(records.gap_offsets)[ok] == OUTPUT - 1).all()
+            ttft_ms[users] = metrics.summarize(records, Sla())["ttft_ms"]["p50"]
+        shown = httpx.get(endpoint.url + engine.metrics.path, trust_env=False).text
+    assert ttft_ms[16] > 3 * ttft_ms[1]
+    names = engine.metrics
+    for name in (names.running, names.waiting, names.kv_use, names.preemptions, names.tokens):
+        assert f"\n{name}{{" in shown
+    assert f'num_gpu_blocks="{engine.blocks(2 * HEAVIEST)}"' in shown
+
+
+def test_too_large_a_weight_is_an_outcome(engine: VllmEngine, tmp_path: Path) -> None:
+    with (
+        pytest.raises(ServerOutOfMemoryError, match="less than requested memory for kv"),
+        ProcessDeployment().start(
+            engine,
+            MODEL,
+            GPU,
+            100_000_000,
+            heaviest_request_tokens=HEAVIEST,
+            log_path=tmp_path / "server.log",
+        ),
+    ):
+        pass
