@@ -48,7 +48,8 @@ class Sweep:
             require(cfg)
             task = get_method(cfg.task.run)
             in_sweep = {"parent_run_id": self._parent_run_id, "in_sweep": True}
-            entry["result"] = task(cfg, **in_sweep) if self._task == tracking.CHARACTERIZE else task(cfg)
+            tracked = self._task in (tracking.CHARACTERIZE, tracking.TUNE)
+            entry["result"] = task(cfg, **in_sweep) if tracked else task(cfg)
         except DoesNotFitError as error:
             # An outcome of the grid, not a failure of ours.
             entry |= {"status": "does not fit", "reason": redact(str(error))}

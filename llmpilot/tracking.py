@@ -24,6 +24,7 @@ from llmpilot.runfolder import RunFolder
 from llmpilot.secrets import redact
 
 CHARACTERIZE = "characterize"
+TUNE = "tune"
 TAG_TASK = "llmpilot.task"
 TAG_MEASUREMENT = "llmpilot.measurement"
 TAG_HARDWARE = "llmpilot.hardware"

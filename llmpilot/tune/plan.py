@@ -1,0 +1,226 @@
+"""What to try next, and when to stop: pure functions of the trials there are. Knows nothing of Optuna.
+
+Four stages: bisection for the largest weight that survives; repeats there, which give the noise; TPE below
+it; repeats of what is too close to call. Every decision follows from the trials alone, so that a killed
+study goes on where it was and several workers need no other agreement.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import isfinite, log, sqrt
+from statistics import fmean, stdev
+from typing import Final, Literal
+
+from llmpilot.tune.settings import Tuner
+
+Question = Literal["feasible", "best", "repeat"]
+FEASIBLE: Final = "feasible"
+BEST: Final = "best"
+REPEAT: Final = "repeat"
+NOISE_WIDTH = 2.0  # standard deviations within which two figures are taken for equal
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Between which weights the answer lies [tokens], both included."""
+
+    lower: int
+    upper: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A trial as the plan needs it; `feasible` None while it runs."""
+
+    number: int
+    question: Question
+    weight: int
+    seed: int
+    feasible: bool | None
+    reason: str | None = None
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """The next trial; a weight of None is the sampler's to propose."""
+
+    question: Question
+    weight: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What comes next depends on trials that other workers run now."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The search is over, and why."""
+
+    because: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The chosen weight (None: nothing is feasible), the objective's mean there, and the noise of it.
+
+    `noise` is one standard deviation relative to the mean, over seeds; None before there were repeats.
+    """
+
+    weight: int | None
+    value: float | None
+    noise: float | None
+
+
+def boundary(seen: Sequence[Seen]) -> tuple[int | None, int | None]:
+    """Return the largest weight that survived and the smallest that did not.
+
+    A weight above one that failed is not trusted, whatever it did.
+    """
+    failed = min((s.weight for s in seen if s.feasible is False), default=None)
+    held = [s.weight for s in seen if s.feasible and (failed is None or s.weight < failed)]
+    return max(held, default=None), failed
+
+
+def next_step(seen: Sequence[Seen], settings: Tuner, bounds: Bounds, seed: int) -> Step | Wait | Stop:
+    """Return the next trial to run, or why there is none."""
+    held, failed = boundary(seen)
+    weight = _bisect(seen, bounds, settings.tolerance, held, failed)
+    if weight is not None:
+        return Step(FEASIBLE, weight, seed) if weight else Wait()
+    if held is None:
+        reason = next(s.reason for s in seen if s.feasible is False and s.weight == failed)
+        return Stop(f"nothing is feasible: even {bounds.lower:,} tokens fail: {reason}")
+    if failed is None:
+        found = f"even the upper bound, {bounds.upper:,} tokens, is feasible"
+    else:
+        found = f"{held:,} tokens are feasible and {failed:,} are not"
+    if settings.question == FEASIBLE:
+        return Stop(found)
+
+    if (step := _repeat(seen, [held], settings, seed)) is not None:
+        return step
+    noise = noise_of(seen)
+    proposed = [s for s in seen if s.question == BEST]
+    idle = _without_gain(seen, noise, settings)
+    if len(proposed) < settings.trials and idle < settings.patience:
+        return Step(BEST, None, seed)
+    if any(s.feasible is None for s in proposed):
+        return Wait()
+    if (step := _repeat(seen, _contenders(seen, noise, settings), settings, seed)) is not None:
+        return step
+    if settings.trials == 0:
+        return Stop(f"{found}; no trials below it were asked for")
+    ended = (
+        f"{idle} proposals in a row gained nothing beyond the noise"
+        if idle >= settings.patience
+        else f"all {settings.trials} proposals are measured"
+    )
+    return Stop(f"{found}; {ended}{f' ({noise:.2%})' if noise is not None else ''}")
+
+
+def answer(seen: Sequence[Seen], settings: Tuner) -> Answer:
+    """Return the best weight so far. Of weights within the noise of the best one, the largest is taken:
+    it costs nothing and leaves room for more load."""
+    held, _ = boundary(seen)
+    if held is None or settings.question == FEASIBLE:
+        values = _values(seen).get(held or 0)
+        return Answer(held, fmean(values) if values else None, noise_of(seen))
+    noise = noise_of(seen)
+    contenders = _contenders(seen, noise, settings)
+    if not contenders:
+        return Answer(held, None, noise)
+    means = {weight: fmean(values) for weight, values in _values(seen).items() if weight in contenders}
+    weight = max(_close_to_best(means, (noise or 0.0) / sqrt(settings.repeats), settings))
+    return Answer(weight, means[weight], noise)
+
+
+def noise_of(seen: Sequence[Seen]) -> float | None:
+    """Return the standard deviation over seeds relative to the mean, pooled over the repeated weights."""
+    spread = [stdev(v) / fmean(v) for v in _values(seen).values() if len(v) > 1 and fmean(v)]
+    return sqrt(fmean([s * s for s in spread])) if spread else None
+
+
+def _bisect(
+    seen: Sequence[Seen], bounds: Bounds, tolerance: float, held: int | None, failed: int | None
+) -> int | None:
+    """Return the weight to test, 0 to wait for others, None when the boundary is known.
+
+    Weights that others test now divide the interval too, so every worker takes a gap of its own.
+    """
+    running = {s.weight for s in seen if s.feasible is None and s.question == FEASIBLE}
+    tested = {s.weight for s in seen if s.feasible is not None} | running
+    for end in (bounds.lower, bounds.upper):
+        if end not in tested and (failed is None or end < failed):
+            return end
+    if held is None:
+        return 0 if running else None
+    if failed is None:
+        return 0 if bounds.upper in running else None
+    if failed / held <= 1 + tolerance or failed - held <= 1:
+        return None
+    points = sorted({held, failed} | {w for w in running if held < w < failed})
+    low, high = max(pairwise(points), key=lambda pair: log(pair[1] / pair[0]))
+    if high / low <= 1 + tolerance or high - low <= 1:
+        return 0
+    return min(max(round(sqrt(low * high)), low + 1), high - 1)
+
+
+def _repeat(seen: Sequence[Seen], weights: Sequence[int], settings: Tuner, seed: int) -> Step | Wait | None:
+    """Return the first repeat that one of `weights` still lacks; None when all have theirs."""
+    for weight in weights:
+        done = {s.seed for s in seen if s.weight == weight}
+        for repeat in range(settings.repeats):
+            if seed + repeat not in done:
+                return Step(REPEAT, weight, seed + repeat)
+    waiting = any(s.feasible is None and s.weight in weights for s in seen)
+    return Wait() if waiting else None
+
+
+def _values(seen: Sequence[Seen]) -> dict[int, list[float]]:
+    values: dict[int, list[float]] = {}
+    _, failed = boundary(seen)
+    for s in seen:
+        if s.feasible and s.value is not None and isfinite(s.value) and (failed is None or s.weight < failed):
+            values.setdefault(s.weight, []).append(s.value)
+    return values
+
+
+def _contenders(seen: Sequence[Seen], noise: float | None, settings: Tuner) -> list[int]:
+    """Return the weights too close to the best one to call, the largest first.
+
+    Only the first seed counts, which every weight was measured with: the same requests for all.
+    """
+    first = min((s.seed for s in seen), default=0)
+    values = _values([s for s in seen if s.seed == first or s.feasible is False])
+    close = _close_to_best({weight: fmean(v) for weight, v in values.items()}, noise or 0.0, settings)
+    return sorted(close, reverse=True)[: settings.contenders]
+
+
+def _close_to_best(figures: dict[int, float], noise: float, settings: Tuner) -> list[int]:
+    if not figures:
+        return []
+    best = (max if settings.maximize else min)(figures.values())
+    return [w for w, figure in figures.items() if abs(figure - best) <= NOISE_WIDTH * noise * abs(best)]
+
+
+def _without_gain(seen: Sequence[Seen], noise: float | None, settings: Tuner) -> int:
+    """Return how many proposals in a row, up to the last finished one, gained nothing beyond the noise."""
+    sign = -1.0 if settings.maximize else 1.0
+    record: float | None = None
+    idle = 0
+    for s in sorted(seen, key=lambda item: (item.question == BEST, item.number)):
+        if s.feasible is None:
+            continue
+        value = None if s.value is None or not s.feasible else sign * s.value
+        gained = value is not None and (
+            record is None or value < record - NOISE_WIDTH * (noise or 0) * abs(record)
+        )
+        if value is not None:
+            record = value if record is None else min(record, value)
+        if s.question == BEST:
+            idle = 0 if gained else idle + 1
+    return idle

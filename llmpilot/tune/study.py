@@ -1,0 +1,291 @@
+"""The Optuna study: where it is kept, what it means, and the way of a trial through it."""
+
+import logging
+import os
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import PurePosixPath
+from typing import Any
+
+from llmpilot.config import Tracking
+from llmpilot.errors import ConfigError, PilotError
+from llmpilot.secrets import redact
+from llmpilot.tune.plan import Bounds, Question, Seen, Step, boundary
+from llmpilot.tune.settings import Tuner
+from llmpilot.tune.trial import Outcome
+
+WEIGHT = "max_batch_weight"
+DEFAULT_FILE = "optuna.db"
+CONFIG_HASH, PARENT_RUN = "llmpilot.config_hash", "mlflow.run_id"
+QUESTION, SEED, WORKER, RUN_ID = "question", "seed", "worker", "mlflow.run_id"
+FEASIBLE, REASON, FIGURES, LOST = "feasible", "reason", "figures", "lost"
+PATIENCE_S = 0.5  # between two looks at what other workers have done
+OPEN_ATTEMPTS = 5  # two workers may create the tables of one database at once
+
+
+def storage_url(tracking: Tracking, settings: Tuner) -> str:
+    """Return where the study is kept: `tuner.storage`, or optuna.db beside MLflow's own SQLite file.
+
+    Not MLflow's database itself: both keep their schema's version in a table named alembic_version, and
+    each refuses a database that has the other's.
+
+    Raises:
+        ConfigError: `tuner.storage` is MLflow's own database.
+    """
+    if settings.storage is not None:
+        if settings.storage == tracking.uri:
+            raise ConfigError(
+                "tuner.storage is MLflow's own database: both keep a table named alembic_version",
+                given=f"tuner.storage={settings.storage}",
+                cure="give Optuna a database of its own, e.g. tuner.storage=sqlite:///optuna.db",
+            )
+        return settings.storage
+    scheme, _, path = tracking.uri.partition(":///")
+    if scheme != "sqlite" or not path or path.startswith(":memory:"):
+        return f"sqlite:///{DEFAULT_FILE}"
+    return f"sqlite:///{PurePosixPath(path).with_name(DEFAULT_FILE)}"
+
+
+class TuningStudy:
+    """One study in one database, shared with whatever workers have opened it under the same name."""
+
+    def __init__(self, url: str, name: str, config_hash: str, settings: Tuner, *, timeout_s: float) -> None:
+        """Open the study, or create it.
+
+        Raises:
+            PilotError: the database cannot be used, or the study of this name is of another configuration.
+        """
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        self.url, self.name, self._settings = url, name, settings
+        self._worker = f"{socket.gethostname()}/{os.getpid()}"
+        with self._explained():
+            self._study = optuna.create_study(
+                storage=_open(url, timeout_s),
+                study_name=name,
+                direction="maximize" if settings.maximize else "minimize",
+                load_if_exists=True,
+            )
+            known = self._study.user_attrs.get(CONFIG_HASH)
+            if known is None and not self._study.get_trials(deepcopy=False):
+                self._study.set_user_attr(CONFIG_HASH, config_hash)
+                known = config_hash
+        if known != config_hash:
+            raise ConfigError(
+                f"the study {name!r} is of another configuration",
+                given=f"its configuration is {str(known)[:12]}, this one {config_hash[:12]}",
+                cure="leave tuner.study out, or give it another name",
+            )
+
+    @property
+    def parent_run_id(self) -> str | None:
+        """The MLflow run of the whole study, once a worker has made it."""
+        with self._explained():
+            run_id = self._study.user_attrs.get(PARENT_RUN)
+        return None if run_id is None else str(run_id)
+
+    @parent_run_id.setter
+    def parent_run_id(self, run_id: str) -> None:
+        with self._explained():
+            self._study.set_user_attr(PARENT_RUN, run_id)
+
+    @property
+    def optuna(self) -> Any:
+        """The study itself, for Optuna's own plots."""
+        return self._study
+
+    def seen(self) -> list[Seen]:
+        """Return all trials but the lost ones."""
+        return [
+            _seen(trial)
+            for trial in self._trials()
+            if WEIGHT in trial.params and QUESTION in trial.user_attrs
+        ]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the finished trials as the result file holds them."""
+        return [_row(trial) for trial in self._trials() if FEASIBLE in trial.user_attrs]
+
+    def release_lost(self) -> int:
+        """Tell Optuna that the trials of dead workers will never end; return how many there were.
+
+        A failed trial counts for Optuna as deleted, which is what it is: nothing of it was measured.
+        """
+        from optuna.trial import TrialState
+
+        lost = 0
+        for trial in self._trials():
+            if trial.state == TrialState.RUNNING and self._is_dead(trial):
+                with self._explained():
+                    # Another worker may have been quicker.
+                    self._study._storage.set_trial_user_attr(trial._trial_id, LOST, "its worker ended")
+                    self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                lost += 1
+        return lost
+
+    def ask(self, step: Step, bounds: Bounds, seed: int) -> tuple[Any, int] | None:
+        """Begin the trial that `step` asks for; None when another worker was quicker to begin the same.
+
+        Returns the Optuna trial and its weight.
+        """
+        from llmpilot.tune.samplers import Planned, Proposed
+
+        with self._explained():
+            if step.weight is not None:
+                self._study.sampler = Planned(step.weight)
+            else:
+                held, _ = boundary(self.seen())
+                seed += len(self._study.get_trials(deepcopy=False))
+                self._study.sampler = Proposed(bounds.lower, held or bounds.upper, seed)
+            trial = self._study.ask()
+            trial.set_user_attr(WORKER, self._worker)
+            weight = trial.suggest_int(WEIGHT, bounds.lower, bounds.upper, log=True)
+            trial.set_user_attr(SEED, step.seed)
+            # Last: from now on the others count this trial.
+            trial.set_user_attr(QUESTION, step.question)
+        same = [s.number for s in self.seen() if s.weight == weight and s.seed == step.seed]
+        if step.weight is not None and min(same) < trial.number:
+            self.abandon(trial, "another worker was quicker")
+            return None
+        return trial, weight
+
+    def tell(self, trial: Any, outcome: Outcome, run_id: str | None) -> None:
+        """End a trial: COMPLETE with its value, or PRUNED (with what value there is) and never FAIL."""
+        from optuna.trial import TrialState
+
+        with self._explained():
+            if run_id is not None:
+                trial.set_user_attr(RUN_ID, run_id)
+            trial.set_user_attr(REASON, outcome.reason)
+            trial.set_user_attr(FIGURES, outcome.figures | {"value": outcome.value})
+            trial.set_user_attr(FEASIBLE, outcome.feasible)
+            if outcome.value is not None:
+                trial.report(outcome.value, step=0)
+            if outcome.feasible and outcome.value is not None:
+                self._study.tell(trial, outcome.value)
+            else:
+                self._study.tell(trial, state=TrialState.PRUNED)
+
+    def abandon(self, trial: Any, why: str) -> None:
+        """End a trial that was not measured to its end."""
+        from optuna.trial import TrialState
+
+        with self._explained():
+            trial.set_user_attr(LOST, why)
+            self._study.tell(trial, state=TrialState.FAIL)
+
+    def pause(self) -> None:
+        """Give other workers time."""
+        time.sleep(PATIENCE_S)
+
+    def _trials(self) -> list[Any]:
+        from optuna.trial import TrialState
+
+        with self._explained():
+            trials = self._study.get_trials(deepcopy=False)
+        return [trial for trial in trials if trial.state != TrialState.FAIL]
+
+    def _is_dead(self, trial: Any) -> bool:
+        host, _, process = str(trial.user_attrs.get(WORKER, "")).partition("/")
+        if host == socket.gethostname() and process.isdecimal():
+            # A worker runs one trial at a time, so one that bears our own name is not ours.
+            return int(process) == os.getpid() or not _alive(int(process))
+        age = datetime.now() - (trial.datetime_start or datetime.now())
+        return age > timedelta(seconds=self._settings.stale_after_s)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what databases raise into an error that says what to do."""
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Optuna's experimental features
+                yield
+        except (StorageInternalError, SQLAlchemyError, ImportError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "schema" not in str(error):
+                raise
+            raise _unusable(self.url, error) from None
+
+
+def _open(url: str, timeout_s: float) -> Any:
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+
+    wait = "timeout" if url.startswith("sqlite") else "connect_timeout"
+    options = {"connect_args": {wait: max(1, round(timeout_s))}, "pool_pre_ping": True}
+    for attempt in range(OPEN_ATTEMPTS):
+        try:
+            return RDBStorage(url, engine_kwargs=options)
+        except (IntegrityError, OperationalError, ProgrammingError, RuntimeError) as error:
+            # A schema that another worker has begun to write looks half-made, or of another version.
+            meanwhile = isinstance(error, IntegrityError | RuntimeError) or "already exists" in str(error)
+            if attempt == OPEN_ATTEMPTS - 1 or not meanwhile:
+                raise
+            time.sleep(0.1 * (attempt + 1))
+    raise AssertionError("unreachable")
+
+
+def _unusable(url: str, error: Exception) -> PilotError:
+    cause = error.__cause__ if type(error).__name__ == "StorageInternalError" and error.__cause__ else error
+    text = str(cause).strip().splitlines()[0]
+    if "locked" in text:
+        cure = "another program holds the database: end it, or wait; a server database takes many workers"
+    elif isinstance(error, ImportError):
+        cure = "install the database's driver, e.g. pip install psycopg2-binary or pymysql"
+    elif "schema" in text:
+        cure = "it holds another program's tables (MLflow's?): name a database of Optuna's own"
+    else:
+        cure = "check tuner.storage, e.g. sqlite:///optuna.db or postgresql://USER@HOST/DATABASE"
+    return PilotError(
+        redact(f"the study's database cannot be used: {text}"),
+        given=redact(f"tuner.storage={url}"),
+        cure=cure,
+    )
+
+
+def _seen(trial: Any) -> Seen:
+    attributes = trial.user_attrs
+    question: Question = attributes[QUESTION]
+    finished = trial.state.is_finished()
+    return Seen(
+        number=trial.number,
+        question=question,
+        weight=int(trial.params[WEIGHT]),
+        seed=int(attributes[SEED]),
+        feasible=attributes[FEASIBLE] if finished else None,
+        reason=attributes.get(REASON),
+        value=attributes.get(FIGURES, {}).get("value"),
+    )
+
+
+def _row(trial: Any) -> dict[str, Any]:
+    attributes = trial.user_attrs
+    return {
+        "number": trial.number,
+        WEIGHT: int(trial.params[WEIGHT]),
+        "feasible": attributes[FEASIBLE],
+        "reason": attributes[REASON],
+        **{key: value for key, value in attributes[FIGURES].items() if key != "value"},
+        "value": attributes[FIGURES]["value"],
+        "question": attributes[QUESTION],
+        "seed": attributes[SEED],
+        "run_id": attributes.get(RUN_ID),
+    }
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

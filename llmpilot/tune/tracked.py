@@ -1,0 +1,124 @@
+"""A study in MLflow: one run for the study, one child run per trial."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import llmpilot
+from llmpilot import tracking
+from llmpilot.tracking import TUNE, Tracker, level_metrics, step_of
+from llmpilot.tune.trial import Outcome
+
+TAG_STUDY = "llmpilot.study"
+TAG_STOPPED = "llmpilot.stopped_because"
+PARAM_WEIGHT, PARAM_SEED, PARAM_QUESTION = "max_batch_weight", "seed", "question"
+METRIC_BEST, METRIC_VALUE, METRIC_NOISE = "best_max_batch_weight", "best_value", "noise"
+METRIC_TRIAL_VALUE = "value"
+SETTLE_S = 0.5  # until another worker's run, begun at the same moment, can be seen
+
+
+class StudyTracker(Tracker):
+    """The tracker of tuning; like its base, it stays silent after the first failure."""
+
+    def start_study(
+        self, name: str, run_id: str | None, params: dict[str, str], tags: dict[str, str]
+    ) -> str | None:
+        """Go on with the study's run, or create it; return its id."""
+        known = None if run_id is None else self._attempt(lambda: self._reopen(run_id))
+        if known is not None:
+            return known
+        tags = {tracking.TAG_TASK: TUNE, TAG_STUDY: name} | tags
+        if "MLFLOW_RUN_ID" in os.environ:
+            started = self.start_parent(TUNE, name, tags)
+        else:
+            started = self._attempt(lambda: self._elect(name, tags))
+        if started is not None:
+            self._attempt(lambda: self._log(started, params=params))
+        return started
+
+    def _elect(self, name: str, tags: dict[str, str]) -> str:
+        """Create the study's run; where several workers do so at once, keep the earliest and return it."""
+        experiment = self._experiment(TUNE)
+        run = self._connect().create_run(experiment, run_name=name, tags=tags)
+        created = str(run.info.run_id)
+        time.sleep(SETTLE_S)
+        running = self._connect().search_runs(
+            [experiment],
+            f"tags.`{TAG_STUDY}` = '{name.replace(chr(39), chr(39) * 2)}' and attributes.status = 'RUNNING'",
+        )
+        runs = sorted(running, key=lambda run: (run.info.start_time, run.info.run_id))
+        first = str(runs[0].info.run_id) if runs else created
+        if first != created:
+            self._connect().delete_run(created)
+        return first
+
+    def log_trial(
+        self,
+        study_run_id: str | None,
+        number: int,
+        params: dict[str, Any],
+        outcome: Outcome,
+        *,
+        tags: dict[str, str],
+    ) -> str | None:
+        """Log a finished trial as a finished run; infeasible is its outcome. Return the run's id."""
+
+        def log() -> str:
+            run_id = (
+                self._connect()
+                .create_run(
+                    self._experiment(TUNE), run_name=f"trial {number}: {params[PARAM_WEIGHT]:,} tokens"
+                )
+                .info.run_id
+            )
+            named = tags | {
+                tracking.TAG_TASK: TUNE,
+                tracking.TAG_OUTCOME: "feasible" if outcome.feasible else "infeasible",
+                tracking.TAG_VERSION: llmpilot.__version__,
+            }
+            named |= {tracking.TAG_REASON: outcome.reason} if outcome.reason else {}
+            named |= {tracking.TAG_PARENT: study_run_id} if study_run_id else {}
+            self._log(run_id, params={key: str(value) for key, value in params.items()}, tags=named)
+            for level in outcome.levels:
+                self._log(run_id, metrics=level_metrics(level), step=step_of(level["level"], "users"))
+            value = {} if outcome.value is None else {METRIC_TRIAL_VALUE: outcome.value}
+            self._log(run_id, metrics=value)
+            self._connect().set_terminated(run_id, "FINISHED")
+            return str(run_id)
+
+        return self._attempt(log)
+
+    def finish_study(
+        self, run_id: str | None, metrics: dict[str, float | None], tags: dict[str, str], folder: Path
+    ) -> None:
+        """Log the study's answer and artifacts and end its run."""
+        if run_id is None:
+            return
+
+        def finish() -> None:
+            numbers = {key: value for key, value in metrics.items() if value is not None}
+            self._log(run_id, metrics=numbers, tags=tags)
+            self._connect().log_artifacts(run_id, str(folder))
+            self._connect().set_terminated(run_id, "FINISHED")
+
+        self._attempt(finish)
+
+    def _log(
+        self,
+        run_id: str,
+        *,
+        params: dict[str, str] | None = None,
+        metrics: dict[str, float] | None = None,
+        tags: dict[str, str] | None = None,
+        step: int = 0,
+    ) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        now_ms = time.time_ns() // 1_000_000
+        self._connect().log_batch(
+            run_id,
+            params=[Param(k, v[: tracking.MAX_PARAM_LENGTH]) for k, v in (params or {}).items()],
+            metrics=[Metric(k, float(v), now_ms, step) for k, v in (metrics or {}).items()],
+            tags=[RunTag(k, v) for k, v in (tags or {}).items()],
+        )

@@ -1,0 +1,205 @@
+"""The study's database, the corner cases and the outcome of a trial."""
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from llmpilot import catalog
+from llmpilot.config import Gpu, Load, Sla, Tracking
+from llmpilot.engine.simulated import SimulatedEngine
+from llmpilot.errors import ConfigError, DoesNotFitError, PilotError
+from llmpilot.loadtest import open_traffic
+from llmpilot.simulator import VirtualService
+from llmpilot.sizing import plan_memory
+from llmpilot.tune import Bounds, Outcome, Tuner, TuningStudy, measure, storage_url
+from llmpilot.tune.corners import corner_cases
+from llmpilot.tune.plan import BEST, FEASIBLE, Seen, Step, boundary, next_step
+from llmpilot.workload import load_workload
+
+BOUNDS = Bounds(1000, 100_000)
+MODEL, GPU = catalog.models(["flan_t5_xl"])["flan_t5_xl"], catalog.gpus(["t4"])["t4"]
+LOAD = Load(arrival="closed", users=[1, 4, 16], duration_s=10, warmup_s=1)
+TRAFFIC = open_traffic(LOAD, load_workload({"name": "paper", "model": "shipped:paper"}), 42)
+ONCE = {"sla": Sla(), "cost_per_hour": 1.0, "seed": 42, "corners": True}
+HELD = Outcome(True, None, 5.0, (), 0.0)
+FAILED = Outcome(False, "out of memory", 2.0, (), 1.0)
+
+
+def opened(url: str, name: str = "s", config_hash: str = "a" * 64) -> TuningStudy:
+    return TuningStudy(url, name, config_hash, Tuner(), timeout_s=1)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/optuna.db"
+
+
+def test_the_database_lies_beside_mlflows_and_is_never_the_same() -> None:
+    assert storage_url(Tracking(uri="sqlite:///a/mlflow.db"), Tuner()) == "sqlite:///a/optuna.db"
+    assert storage_url(Tracking(uri="sqlite:////a/mlflow.db"), Tuner()) == "sqlite:////a/optuna.db"
+    assert storage_url(Tracking(uri="http://h:1"), Tuner()) == "sqlite:///optuna.db"
+    with pytest.raises(ConfigError, match="alembic_version"):
+        storage_url(Tracking(uri="sqlite:///m.db"), Tuner(storage="sqlite:///m.db"))
+
+
+def test_trials_are_kept_and_an_infeasible_one_is_pruned_with_its_value(url: str) -> None:
+    study = opened(url)
+    for weight, outcome in ((1000, HELD), (100_000, FAILED)):
+        begun = study.ask(Step(FEASIBLE, weight, 0), BOUNDS, 0)
+        assert begun is not None
+        study.tell(begun[0], outcome, None)
+    rows = opened(url).rows()
+    assert [(row["max_batch_weight"], row["feasible"], row["reason"]) for row in rows] == [
+        (1000, True, None),
+        (100_000, False, "out of memory"),
+    ]
+    trials = optuna.load_study(study_name="s", storage=url).trials
+    assert [t.state for t in trials] == [TrialState.COMPLETE, TrialState.PRUNED]
+    assert trials[1].value == 2.0
+
+
+def test_tpe_proposes_nothing_that_is_known_to_fail(url: str) -> None:
+    study = opened(url)
+    for weight, outcome in ((1000, HELD), (20_000, HELD), (20_300, FAILED)):
+        begun = study.ask(Step(FEASIBLE, weight, 0), BOUNDS, 0)
+        assert begun is not None
+        study.tell(begun[0], outcome, None)
+    for _ in range(6):
+        begun = study.ask(Step(BEST, None, 0), BOUNDS, 0)
+        assert begun is not None
+        assert 1000 <= begun[1] <= 20_000
+        study.tell(begun[0], HELD, None)
+
+
+def test_a_trial_that_another_worker_has_begun_is_left_to_it(url: str) -> None:
+    one, two = opened(url), opened(url)
+    assert one.ask(Step(FEASIBLE, 1000, 0), BOUNDS, 0) is not None
+    assert two.ask(Step(FEASIBLE, 1000, 0), BOUNDS, 0) is None
+    assert len(one.seen()) == 1
+
+
+def test_a_dead_workers_trial_is_released_and_a_living_ones_is_not(url: str) -> None:
+    study = opened(url)
+    begun = study.ask(Step(FEASIBLE, 1000, 0), BOUNDS, 0)
+    assert begun is not None
+    begun[0].set_user_attr("worker", "another-machine/1")
+    assert study.release_lost() == 0
+    begun[0].set_user_attr("worker", study._worker.replace(study._worker.split("/")[1], "999999999"))
+    assert study.release_lost() == 1
+    assert study.seen() == []
+    assert study.release_lost() == 0
+
+
+def test_a_study_of_another_configuration_is_refused(url: str) -> None:
+    opened(url)
+    with pytest.raises(ConfigError, match="another configuration"):
+        opened(url, config_hash="b" * 64)
+
+
+def test_a_locked_database_is_an_error_that_says_so(url: str, tmp_path: Path) -> None:
+    study = opened(url)
+    with closing(sqlite3.connect(tmp_path / "optuna.db")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(PilotError, match="locked"):
+            study.ask(Step(FEASIBLE, 1000, 0), BOUNDS, 0)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ("nonsense", "tuner.storage"),
+        ("oracle9://x", "tuner.storage"),
+        ("sqlite:////no/such/folder/x.db", "unable to open"),
+        ("postgresql://me:hunter2hunter2@127.0.0.1:9/x", "tuner.storage"),
+    ],
+)
+def test_an_unusable_database_is_an_error_without_secrets(bad: str, words: str) -> None:
+    with pytest.raises(PilotError, match=words) as raised:
+        opened(bad)
+    assert raised.value.exit_code == 2
+    assert "hunter2" not in str(raised.value)
+
+
+def test_mlflows_database_is_refused_with_a_cure(empty_database: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "m.db"
+    copy.write_bytes(empty_database.read_bytes())
+    with pytest.raises(PilotError, match="Optuna's own"):
+        opened(f"sqlite:///{copy}")
+
+
+def starter(
+    model: str = "flan_t5_xl", gpu: Gpu = GPU, refuses_above: int | None = None
+) -> Callable[..., object]:
+    @contextmanager
+    def start(weight: int):  # type: ignore[no-untyped-def]
+        if refuses_above is not None and weight > refuses_above:
+            raise DoesNotFitError("no room")
+        yield SimulatedEngine().service(catalog.models([model])[model], gpu, weight)
+
+    return start
+
+
+def outcome(
+    weight: int, start: Callable[..., AbstractContextManager[VirtualService]], **tuner: object
+) -> Outcome:
+    settings = Tuner.model_validate({"users": 8} | tuner)
+    return measure(start, TRAFFIC, settings, weight, **ONCE)  # type: ignore[arg-type]
+
+
+def test_the_full_batch_fills_the_weight_to_the_token() -> None:
+    for weight in (946, 950, 12_345, 45_776, 1_500_001):
+        *_, full = corner_cases(TRAFFIC, weight, 100)
+        filled = int(full.traffic.requests().take(full.users).weights.sum())
+        assert weight - full.users < filled <= weight
+
+
+def test_feasible_is_what_the_memory_holds() -> None:
+    capacity = SimulatedEngine().memory(MODEL, GPU).kv_capacity_tokens
+    held = outcome(capacity, starter())
+    assert held.feasible
+    assert held.value == held.figures["e2e_ms_p50"]
+    lost = outcome(int(capacity * 1.02), starter())
+    assert not lost.feasible
+    assert "full batch" in str(lost.reason)
+    assert "out_of_memory" in str(lost.reason)
+
+
+@pytest.mark.parametrize("name", ["starcoder", "llama_7b", "flan_t5_xl", "mpt_7b"])
+def test_the_true_boundary_is_found_within_2_percent_in_12_deployments(name: str) -> None:
+    model, gpu = catalog.models([name])[name], catalog.gpus(["a100"])["a100"]
+    capacity = SimulatedEngine().memory(model, gpu).kv_capacity_tokens
+    most = plan_memory(model, gpu, memory_utilization=1.0, reserve_gb_per_gpu=0.0).kv_capacity_tokens
+    tuner, bounds = Tuner(question="feasible", users=4), Bounds(TRAFFIC.heaviest_request_tokens, most)
+    seen: list[Seen] = []
+    while isinstance(step := next_step(seen, tuner, bounds, 42), Step):
+        assert step.weight is not None
+        found = outcome(step.weight, starter(name, gpu), users=4)
+        seen.append(Seen(len(seen), FEASIBLE, step.weight, 42, found.feasible, found.reason))
+    held, _ = boundary(seen)
+    assert 0.98 * capacity <= (held or 0) <= capacity
+    assert len(seen) <= 12
+
+
+def test_a_refusal_at_start_is_an_outcome() -> None:
+    refused = outcome(5000, starter(refuses_above=4000))
+    assert (refused.feasible, refused.reason, refused.value) == (False, "no room", None)
+
+
+def test_the_cost_is_that_at_the_last_level_within_the_sla() -> None:
+    found = outcome(20_000, starter(), objective="cost_per_million_output_tokens")
+    assert found.feasible
+    assert found.value is not None
+    cost = Tuner(objective="cost_per_million_output_tokens")
+    once = ONCE | {"sla": Sla(itl_ms=0.001)}
+    impossible = measure(starter(), TRAFFIC, cost, 20_000, **once)  # type: ignore[arg-type]
+    assert (impossible.feasible, impossible.value, impossible.reason) == (
+        True,
+        None,
+        "no level keeps the SLA",
+    )
+    assert len(impossible.levels) == 1, "the ladder ends where the answer is known"
