@@ -53,6 +53,7 @@ def run(arguments: list[str]) -> int:
         if state.error is not None:
             raise state.error
     except KeyboardInterrupt:
+        interrupts.acknowledge()
         code = INTERRUPTED
     except (PilotError, HydraException, OmegaConfBaseException) as error:
         if wants_traceback:

@@ -20,6 +20,11 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
+def acknowledge() -> None:
+    """The interruption has been heard: what tidies up after it must not be interrupted by it again."""
+    _requested.clear()
+
+
 def _handle(_signal: int, _frame: FrameType | None) -> None:
     _requested.set()
     raise KeyboardInterrupt

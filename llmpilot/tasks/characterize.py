@@ -246,6 +246,7 @@ def _already_finished(cell: Cell, tracker: Tracker) -> dict[str, Any] | None:
 
 def _give_up(folder: RunFolder, tracker: Tracker, error: BaseException) -> None:
     """Keep what was measured, and mark the run: KILLED when interrupted, FAILED when we failed."""
+    interrupts.acknowledge()
     interrupted = isinstance(error, KeyboardInterrupt)
     with suppress(OSError):  # a full disk must not hide what went wrong first
         folder.save(status="KILLED" if interrupted else "FAILED")

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from llmpilot import console, tracking
+from llmpilot import console, interrupts, tracking
 from llmpilot.config import Tracking, parse, plain
 from llmpilot.console import note, say
 from llmpilot.deploy.simulated import SimulatedDeployment
@@ -72,6 +72,7 @@ def run(cfg: DictConfig, *, parent_run_id: str | None = None, in_sweep: bool = F
         result = conclude(tuning, because) | {"run_id": run_id}
         _keep(cfg, tuning, result)
     except BaseException as error:
+        interrupts.acknowledge()
         tracker.end(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         if isinstance(error, KeyboardInterrupt):
             note("interrupted: finished trials are kept; the same command goes on", style="yellow")
@@ -132,6 +133,7 @@ def search(tuning: Tuning, run_id: str | None) -> str:
                 corners=step.question != REPEAT,
             )
         except BaseException as error:
+            interrupts.acknowledge()
             study.abandon(trial, f"{type(error).__name__} in the middle of it")
             raise
         params = {PARAM_WEIGHT: weight, PARAM_SEED: step.seed, PARAM_QUESTION: step.question}
