@@ -5,9 +5,15 @@ TTFT is the time from sending to the first output token, nTTFT that divided by t
 single gap between two output tokens (over all gaps of all requests), TPOT a request's mean gap, E2E the
 time from sending to the last token. Latencies are those of successful requests sent in the steady window;
 throughput counts what happened within the window, whenever it was sent.
+
+A window can be too short to say anything (`window_problem`). A percentile p of n requests is one of their
+order statistics, whose rank is binomial; fewer than BEYOND = 10 requests expected on either side of it, and
+the rank's own spread decides the figure (the rule by which a binomial is near normal, n min(p, 1-p) >= 10):
+20 requests for a median, 1,000 for a p99. And rates count completions: a window of w mean latencies sees
+floor(w) or ceil(w) of each user's requests, so below w = 3 where its edges fall decides a third or more.
 """
 
-from math import fsum
+from math import ceil, fsum
 from typing import Any
 
 import numpy as np
@@ -15,6 +21,7 @@ from numpy.typing import NDArray
 
 from llmpilot.config import Sla
 from llmpilot.loadtest import Records
+from llmpilot.loadtest.server_samples import ServerSamples
 
 PERCENTILES = (50, 90, 95, 99)
 LATENCIES = ("ttft_ms", "nttft_ms", "itl_ms", "tpot_ms", "e2e_ms")
@@ -29,6 +36,10 @@ RATES = (
     "failure_rate",
 )
 
+GAUGES = ("answer_ms", "running", "waiting", "kv_usage", "gpu_power_w", "gpu_memory_gb")
+BEYOND = 10
+LATENCIES_IN_WINDOW = 3
+
 Level = dict[str, Any]
 
 
@@ -36,7 +47,8 @@ def summarize(records: Records, sla: Sla, unit: str = "users") -> Level:
     """Return one level's figures: counts, failures by kind, latency statistics and rates.
 
     Latencies are in ms (nTTFT: ms per input token), null without a successful request; rates are per
-    second, tokens are output tokens unless named otherwise.
+    second, tokens are output tokens unless named otherwise. `window_problem` is why the steady window was too
+    short for them, with the cure, or null. `server`, where it was looked at: see `server_figures`.
     """
     start_us, end_us = records.window_us
     window_s = (end_us - start_us) / 1e6
@@ -66,7 +78,8 @@ def summarize(records: Records, sla: Sla, unit: str = "users") -> Level:
     within = completed & _within_sla(sla, requests_ms, gap_counts)
     n_ok, n_bad = int(good.sum()), int(bad.sum())
     kinds, counts = np.unique(records.failure[bad], return_counts=True)
-    return {
+    unfinished = int((bad & (records.failure == "unfinished")).sum())
+    level = {
         "users": int(records.level) if unit == "users" else None,
         "level": records.level,
         "requests_ok": n_ok,
@@ -88,7 +101,58 @@ def summarize(records: Records, sla: Sla, unit: str = "users") -> Level:
             "warmup": int((records.sent_us < start_us).sum()),
             "drain": int((records.sent_us >= end_us).sum()),
         },
+        "window_problem": window_problem(
+            window_s, n_ok + n_bad - unfinished, fsum((e2e_us[good] / 1e6).tolist()) / max(n_ok, 1), sla
+        ),
     }
+    if records.server is not None:
+        level["server"] = server_figures(records.server, records.window_us)
+    return level
+
+
+def window_problem(window_s: float, ended: int, e2e_mean_s: float, sla: Sla) -> str | None:
+    """Return why a window is too short to be judged by (see above), and how long would do; None if it is not.
+
+    `ended` requests of those sent in the window came to an end, well or not.
+    """
+    needed = ceil(BEYOND / (1 - max(sla.percentile, 50) / 100) - 1e-9)
+    problems = []
+    least_s = LATENCIES_IN_WINDOW * e2e_mean_s
+    needed_s = max(window_s, least_s)
+    if ended < needed:
+        problems.append(f"{ended} of the requests sent in it ended, and a p{sla.percentile} wants {needed}")
+        needed_s = max(needed_s, window_s * needed / max(ended, 1))
+    if window_s < least_s:
+        lasts = f"{window_s / e2e_mean_s:.1f} mean request latencies"
+        problems.append(f"it lasts {lasts}, and rates want {LATENCIES_IN_WINDOW}")
+    if not problems:
+        return None
+    return f"{'; '.join(problems)}: set load.duration_s={ceil(needed_s * 1.1)} or more"
+
+
+def server_figures(samples: ServerSamples, window_us: tuple[int, int]) -> Level:
+    """Return what the server said of itself in the steady window: mean and max of each gauge it has.
+
+    Requests running and waiting, share of the KV cache in use, GPU power [W] and memory [GB]; `preemptions`
+    counts those between the window's first and last sample (a server that began anew counts from zero).
+    Samples outside the window do not count; `samples` and `missed` say how many there were and failed.
+    `answer_ms` is how long its answers took: a server whose front end is busy answers when it has time again,
+    and then says how things stand at that time.
+    """
+    inside = samples.inside(window_us)
+    figures: Level = {"samples": int(inside.sum()), "missed": samples.missed}
+    for gauge in GAUGES:
+        values = samples.columns[gauge][inside]
+        values = values[~np.isnan(values)]
+        if len(values):
+            mean = fsum(values.tolist()) / len(values)
+            figures[gauge] = {"mean": round(mean, 6), "max": round(float(values.max()), 6)}
+    counts = samples.columns["preemptions"][inside]
+    counts = counts[~np.isnan(counts)]
+    if len(counts) > 1:
+        steps = np.diff(counts)
+        figures["preemptions"] = int(np.where(steps < 0, counts[1:], steps).sum())
+    return figures
 
 
 def statistics(values: NDArray[np.float64]) -> dict[str, float | None]:

@@ -48,4 +48,15 @@ class Progress:
         note(
             f"  {level['level']:g} {self._unit}: {level['requests_ok']} requests ok, "
             f"{level['requests_failed']} failed; {latencies}; {level['throughput_tok_s']:.0f} tokens/s"
+            f"{_server(level.get('server', {}))}"
         )
+
+
+def _server(server: Level) -> str:
+    """Return what the server said of itself, in a few words."""
+    said = [f"{server[name]['mean']:.1f} {name}" for name in ("running", "waiting") if name in server]
+    if "kv_usage" in server:
+        said.append(f"KV cache {server['kv_usage']['mean']:.0%}")
+    if server.get("preemptions"):
+        said.append(f"{server['preemptions']} preemptions")
+    return f"; server: {', '.join(said)}" if said else ""

@@ -33,10 +33,24 @@ TAG_REASON = "llmpilot.reason"
 TAG_CONFIG_HASH = "llmpilot.config_hash"
 TAG_VERSION = "llmpilot.version"
 TAG_CLIENT_BOTTLENECK = "llmpilot.client_bottleneck"
+TAG_WINDOW_TOO_SHORT = "llmpilot.window_too_short"
+TAG_SERVER_METRICS = "llmpilot.server_metrics"
+TAG_GPU_METRICS = "llmpilot.gpu_metrics"
 TAG_STEP = "llmpilot.step"
 TAG_RUN_NAME = "mlflow.runName"
 TAG_PARENT = "mlflow.parentRunId"
 RESULT_FILE = "result.json"
+SERVER_SAMPLES_FILE = "server_samples.csv"
+SERVER_METRICS = {
+    "server.running.mean": ("running", "mean"),
+    "server.waiting.mean": ("waiting", "mean"),
+    "server.kv_usage.mean": ("kv_usage", "mean"),
+    "server.kv_usage.max": ("kv_usage", "max"),
+    "server.gpu_power_w.mean": ("gpu_power_w", "mean"),
+    "server.gpu_memory_gb.max": ("gpu_memory_gb", "max"),
+}
+"""What the server said of itself in the steady window, where it did: MLflow's names, and ours in a level."""
+METRIC_PREEMPTIONS = "server.preemptions"
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Opens the experiment on its runs and charts, not on the pages for chat traces."""
 
@@ -52,6 +66,9 @@ def level_metrics(level: Level) -> dict[str, float]:
     named |= {f"failures.{kind}": count for kind, count in level["failures"].items()}
     if "client" in level:
         named["client.busy_share"] = level["client"]["client"]["busy_share"]
+    server = level.get("server", {})
+    named |= {name: server.get(gauge, {}).get(stat) for name, (gauge, stat) in SERVER_METRICS.items()}
+    named[METRIC_PREEMPTIONS] = server.get("preemptions")
     return {name: float(value) for name, value in named.items() if value is not None}
 
 

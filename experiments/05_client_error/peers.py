@@ -30,11 +30,14 @@ Peer = Callable[[str, Ask], dict[str, Any]]
 
 MAKE_TOKENIZER = """
 import sys
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i + 3 for i in range(2000)}}
-tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+special = ["<unk>", "<s>", "</s>"]
+printable = [chr(code) for code in range(33, 127)] + ["\u0120"]  # the last is how ByteLevel writes a space
+words = {token: i for i, token in enumerate(special + printable)}
+tokenizer = Tokenizer(models.BPE(vocab=words, merges=[], unk_token="<unk>"))
+tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+tokenizer.decoder = decoders.ByteLevel()
 fast = PreTrainedTokenizerFast(
     tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
 )
@@ -43,7 +46,11 @@ fast.save_pretrained(sys.argv[1])
 
 
 def tokenizer(program: str, folder: Path) -> str:
-    """Make a tokenizer of whole words with the peer's own Python, and return its folder."""
+    """Make a tokenizer of single characters with the peer's own Python, and return its folder.
+
+    It must know whatever text a peer makes up: GuideLLM cuts its prompts to length by encoding and decoding
+    them, leaves unknown words out, and fails every request whose prompt is then empty.
+    """
     path = folder / "tokenizer"
     python = Path(program).resolve().parent / "python"
     run([str(python if python.exists() else sys.executable), "-c", MAKE_TOKENIZER, str(path)])
@@ -87,7 +94,14 @@ def aiperf(program: str, ask: Ask) -> dict[str, Any]:
     command += ["--synthetic-input-tokens-mean", str(TOKENS), "--synthetic-input-tokens-stddev", "0"]
     command += ["--output-tokens-mean", str(TOKENS), "--output-tokens-stddev", "0"]
     command += ["--extra-inputs", "ignore_eos:true", "--extra-inputs", f"min_tokens:{TOKENS}"]
-    command += ["--tokenizer", tokenizer(program, ask.folder), "--ui-type", "none"]
+    # By its own count of our tokenizer of characters, it would take one token for several.
+    command += [
+        "--use-server-token-count",
+        "--tokenizer",
+        tokenizer(program, ask.folder),
+        "--ui-type",
+        "none",
+    ]
     command += ["--artifact-dir", str(ask.folder / "aiperf")]
     run(command)
     found = next((ask.folder / "aiperf").rglob("profile_export_aiperf.json"))

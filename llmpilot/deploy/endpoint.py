@@ -1,11 +1,14 @@
 """Where a real service answers, and how its client behaves: what a deployment yields to the load test."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import PositiveFloat, PositiveInt
 
 from llmpilot.config import Facts
+from llmpilot.deploy.nvml import Gpus
 from llmpilot.engine.openai import Dialect, OpenAIEngine
+from llmpilot.engine.server import ServerMetrics
 
 
 class ClientSettings(Facts):
@@ -31,6 +34,8 @@ class HttpEndpoint:
 
     `vocabulary_size` bounds the token ids of random prompts; None takes ids that every LLM has.
     `simulated`: our own emulator answers there, so nothing of it is a measurement of an engine.
+    `metrics` is where it shows its own, `gpus` those of this machine that it runs on; None: nothing known.
+    Worker processes get the endpoint without either.
     """
 
     url: str
@@ -42,3 +47,8 @@ class HttpEndpoint:
     vocabulary_size: int | None = None
     client: ClientSettings = field(default_factory=ClientSettings)
     simulated: bool = False
+    metrics: ServerMetrics | None = None
+    gpus: Gpus | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"metrics": None, "gpus": None}

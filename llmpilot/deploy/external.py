@@ -3,6 +3,7 @@
 Asks which models it serves, and sends one request of two tokens to learn which of our fields it takes.
 """
 
+import json
 import os
 from base64 import b64encode
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from pydantic import field_validator
 
 from llmpilot.config import Facts, Gpu, Model, VariableName
 from llmpilot.deploy.endpoint import ClientSettings, HttpEndpoint
-from llmpilot.engine.openai import Asked, Dialect, OpenAIEngine
+from llmpilot.deploy.metrics_page import discover
+from llmpilot.engine.openai import Asked, Dialect, OpenAIEngine, StreamError, Tokens
 from llmpilot.errors import PilotError, did_you_mean
 from llmpilot.secrets import redact
 
@@ -77,6 +79,7 @@ class ExternalDeployment(Facts):
             served, facts = self._find_model(http)
             owner = str(facts.get("owned_by", ""))
             dialect = self._find_dialect(http, engine, served, owner)
+            metrics = discover(http)
         yield HttpEndpoint(
             url=self.url,
             model=served,
@@ -87,6 +90,7 @@ class ExternalDeployment(Facts):
             vocabulary_size=engine.vocabulary_size or _smallest_vocabulary(model, facts),
             client=self.client,
             simulated=owner == EMULATOR_OWNER,
+            metrics=metrics,
         )
 
     def _find_model(self, http: httpx.Client) -> tuple[str, dict[str, Any]]:
@@ -118,7 +122,11 @@ class ExternalDeployment(Facts):
         return chosen, models[chosen]
 
     def _find_dialect(self, http: httpx.Client, engine: OpenAIEngine, model: str, owner: str) -> Dialect:
-        """Return the first dialect in which the server answers a request of two tokens."""
+        """Return the first dialect in which the server answers a request of two tokens.
+
+        An answer that begins well and then states an error in its stream is a refusal like any other.
+        """
+        fault = ""
         for dialect in engine.dialects(owner):
             prompt = PROBE_IDS if engine.takes_token_ids else b'"the of and to"'
             body = engine.body(PROBE, [prompt], model, dialect)
@@ -126,10 +134,17 @@ class ExternalDeployment(Facts):
                 http, "POST", engine.path, content=body, headers={"Content-Type": "application/json"}
             )
             if answer.status_code == 200:
-                return dialect
-            if answer.status_code not in (400, 422):
+                fault = _fault_in_stream(answer.text)
+                if not fault:
+                    return dialect
+            elif answer.status_code not in (400, 422):
                 break
         status = answer.status_code
+        if status == 200:
+            raise ServiceError(
+                f"{self.url} serves {model}, but answered a request of two tokens with {fault}",
+                cure="see the server's log; it may not have the memory or the context for its own settings",
+            )
         if status == 404:
             other = "chat" if engine.api == "completions" else "completions"
             raise ServiceError(
@@ -179,5 +194,35 @@ def _smallest_vocabulary(model: Model | None, facts: dict[str, Any]) -> int | No
     return min((size for size in sizes if isinstance(size, int) and size > 0), default=None)
 
 
+def _fault_in_stream(text: str) -> str:
+    """Return what is wrong with the body of a successful answer, or ""; an answer may be of no tokens."""
+    events = [line.removeprefix("data:").strip() for line in text.splitlines() if line.startswith("data:")]
+    stated = [line for line in text.splitlines() if line.startswith("error:")]  # llama.cpp before 2025
+    if stated or not events:
+        kind = "an error in its stream" if stated else "what is no stream of events"
+        return f"{kind}: {_short(stated[0] if stated else text) or '(nothing)'}"
+    tokens, pending = Tokens(PROBE.sequences), ""
+    for event in events:
+        if event == "[DONE]":
+            break
+        try:
+            payload = json.loads(pending + event)
+        except ValueError:
+            pending += event + "\n"  # data may go on over several lines
+            continue
+        pending = ""
+        try:
+            tokens.feed(payload)
+        except StreamError as error:
+            return f"an error in its stream: {_short(str(error))}"
+        except (ValueError, TypeError, AttributeError):
+            return f"an event that is none of this API: {_short(event)}"
+    return f"an event that is no JSON: {_short(pending)}" if pending else ""
+
+
+def _short(text: str) -> str:
+    return redact(" ".join(text[:300].split()))
+
+
 def _excerpt(answer: httpx.Response) -> str:
-    return redact(" ".join(answer.text[:300].split()))
+    return _short(answer.text)

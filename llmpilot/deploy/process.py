@@ -22,6 +22,7 @@ from llmpilot.console import note
 from llmpilot.deploy import keeper
 from llmpilot.deploy.endpoint import ClientSettings, HttpEndpoint
 from llmpilot.deploy.external import ExternalDeployment, ServiceError
+from llmpilot.deploy.nvml import Gpus, local_gpus
 from llmpilot.engine.server import Assignment, Command, ServerEngine, last_words, memory_complaint
 from llmpilot.errors import DoesNotFitError, PilotError
 from llmpilot.secrets import redact
@@ -121,6 +122,8 @@ class ProcessEndpoint(HttpEndpoint):
 
     started_by: ServerEngine | None = None
     server: ServerProcess | None = None
+    gpus_known: str = ""
+    """Which GPUs are looked at, or why none is."""
 
     def raise_if_ended(self) -> None:
         """Raise what it died of if the server no longer runs.
@@ -133,7 +136,7 @@ class ProcessEndpoint(HttpEndpoint):
             raise self.server.death(self.started_by)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"server": None, "started_by": None}
+        return super().__getstate__() | {"server": None, "started_by": None}
 
 
 class ProcessDeployment(Facts):
@@ -172,7 +175,10 @@ class ProcessDeployment(Facts):
         assignment = Assignment(model, gpu, max_batch_weight, heaviest_request_tokens, HOST, self.port or 0)
         server, port = self._ready(engine, assignment, path)
         try:
-            yield self._endpoint(engine, model, gpu, server, port)
+            with local_gpus() as gpus:
+                endpoint = self._endpoint(engine, model, gpu, server, port)
+                seen = gpus if isinstance(gpus, Gpus) else None
+                yield replace(endpoint, metrics=engine.metrics, gpus=seen, gpus_known=str(gpus))
         finally:
             server.stop()
             _hide_secrets(path)

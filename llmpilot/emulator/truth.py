@@ -6,6 +6,7 @@ own so that no token waits for the disk.
 
 from array import array
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -79,6 +80,7 @@ class SendLog:
                 raise ConfigError(
                     f"send_log cannot be written: {error.strerror}", given=path, cure="name a writable path"
                 ) from None
+            pq.write_table(_table([]), temporary)  # the first write takes long: not while tokens are due
             self._writer = pq.ParquetWriter(temporary, SCHEMA)
             self._thread = self._stack.enter_context(ThreadPoolExecutor(1, "send-log"))
 
@@ -145,9 +147,13 @@ class SendLog:
 def _table(rows: list[Sent]) -> pa.Table:
     columns = zip(*rows, strict=True) if rows else ((),) * len(SCHEMA)
     arrays = [
-        pa.array([np.frombuffer(item, np.int64) for item in column], field.type)
-        if pa.types.is_list(field.type)
-        else pa.array(column, field.type)
+        _lists(column) if pa.types.is_list(field.type) else pa.array(column, field.type)
         for field, column in zip(SCHEMA, columns, strict=True)
     ]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def _lists(column: Sequence["array[int]"]) -> pa.ListArray:
+    """Return arrays as one list column. (Arrow would import pandas to look at each of them.)"""
+    ends = np.cumsum([0, *map(len, column)], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(np.frombuffer(b"".join(column), np.int64)))

@@ -43,6 +43,8 @@ class LlamaCppEngine(Facts):
 
     name: ClassVar[str] = "llamacpp"
     measurement: ClassVar[str] = "measured"
+    # Context and slots are allocated once, at start (llama_init_from_model): no request alters them.
+    live_weight: ClassVar[bool] = False
     health_path: ClassVar[str] = "/health"
     metrics: ClassVar[ServerMetrics] = ServerMetrics(
         path="/metrics",

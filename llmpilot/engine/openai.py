@@ -172,7 +172,8 @@ class Tokens:
             if index == 0:
                 first += tokens
             if choice.get("finish_reason"):
-                self.finish = choice["finish_reason"]
+                finish = choice["finish_reason"]
+                self.finish = "stop" if finish == "eos_token" else finish  # TGI's word for it
         return first
 
     def _tokens(self, choice: dict[str, Any], so_far: int, usage: Any, timings: Any) -> int:

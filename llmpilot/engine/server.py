@@ -101,5 +101,6 @@ def last_words(log: str, lines: int = 10) -> list[str]:
 
 
 _ERROR = re.compile(r"(?:\b[\w.]*(?:Error|Exception): |\berror: |(?<= )E (?=[a-z])).*")
-# vLLM: `(EngineCore pid=7) ERROR 10-08 20:33:48 [core.py:708] ValueError: `; llama.cpp: `0.06.650.537 E `.
-_LOG_PREFIX = re.compile(r"^(?:.*\]\s+)?(?:[\d.]+ [A-Z] )?(?:[\w.]+Error: )?\s*")
+# vLLM: `(EngineCore pid=7) ERROR 10-08 20:33:48 [core.py:708] ValueError: `; llama.cpp: `0.06.650.537 E `;
+# TGI: `2023-09-26T21:48:00.969072Z ERROR warmup: text_generation_client: router/client/src/lib.rs:33: `.
+_LOG_PREFIX = re.compile(r"^(?:.*\]\s+|\S+Z +[A-Z]+ .*: |error: )?(?:[\d.]+ [A-Z] )?(?:[\w.]+Error: )?\s*")

@@ -29,6 +29,8 @@ class SglangEngine(Facts):
 
     name: ClassVar[str] = "sglang"
     measurement: ClassVar[str] = "measured"
+    # Its /set_internal_state takes a cap on requests, below the one at start, but not on the pool of tokens.
+    live_weight: ClassVar[bool] = False
     health_path: ClassVar[str] = "/health"
     metrics: ClassVar[ServerMetrics] = ServerMetrics(
         path="/metrics",

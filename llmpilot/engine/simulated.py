@@ -1,5 +1,6 @@
 """The simulated engine: TGIS's batching in virtual time, on calibrated step times or on physics."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -29,6 +30,7 @@ class SimulatedEngine(Facts):
 
     name: ClassVar[str] = "simulated"
     measurement: ClassVar[str] = "simulated"
+    live_weight: ClassVar[bool] = True  # see `reweighted`
 
     calibration: str = "auto"
     memory_utilization: Share = 0.95
@@ -87,6 +89,11 @@ class SimulatedEngine(Facts):
             kv_capacity_tokens=self.memory(model, gpu).kv_capacity_tokens,
             request_overhead_ms=calibration.request_overhead_ms if overhead_ms is None else overhead_ms,
         )
+
+    def reweighted(self, service: VirtualService, max_batch_weight: int) -> VirtualService:
+        """Return a running service under another max batch weight: nothing of it need be started anew."""
+        rule = service.rule.model_copy(update={"max_batch_weight": max_batch_weight})
+        return replace(service, rule=rule)
 
 
 @cache

@@ -35,6 +35,8 @@ class VllmEngine(Facts):
 
     name: ClassVar[str] = "vllm"
     measurement: ClassVar[str] = "measured"
+    # KV blocks are allocated at start; /sleep and /wake_up (development mode) restore the same number.
+    live_weight: ClassVar[bool] = False
     health_path: ClassVar[str] = "/health"
     metrics: ClassVar[ServerMetrics] = ServerMetrics(
         path="/metrics",

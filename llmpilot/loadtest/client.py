@@ -25,7 +25,9 @@ from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.errors import PilotError
 from llmpilot.loadtest.http import clock_ns
 from llmpilot.loadtest.records import Records
+from llmpilot.loadtest.server_samples import ServerSamples
 from llmpilot.loadtest.traffic import Traffic
+from llmpilot.loadtest.watch import watching
 from llmpilot.loadtest.worker import Job
 from llmpilot.loadtest.worker_log import Part
 from llmpilot.workload import Requests
@@ -44,11 +46,13 @@ def run_http_level(endpoint: HttpEndpoint, traffic: Traffic, level: float) -> Re
     workers = _workers(endpoint.client.workers, level if load.arrival == "closed" else None)
     nonce = SystemRandom().getrandbits(20)
     jobs = [Job(endpoint, traffic, level, index, workers, nonce) for index in range(workers)]
-    with _started(jobs) as channels:
+    with watching(endpoint, load) as watch, _started(jobs) as channels:
         _gather(channels, "ready")
         start_ns = clock_ns() + HEAD_START_NS
         for channel in channels:
             channel.send(start_ns)
+        if watch is not None:
+            watch.begin(start_ns)
         # Users keep the load up until every measured request, of all workers, has ended.
         early = _gather(channels, "quiet")
         for channel in channels:
@@ -58,7 +62,13 @@ def run_http_level(endpoint: HttpEndpoint, traffic: Traffic, level: float) -> Re
     window_us = (round(load.warmup_s * 1e6), round((load.warmup_s + load.duration_s) * 1e6))
     ordered = [parts[channel] for channel in channels]
     return _join(
-        ordered, window_us, level, start_ns, traffic, replace_inputs=not endpoint.engine.takes_token_ids
+        ordered,
+        window_us,
+        level,
+        start_ns,
+        traffic,
+        replace_inputs=not endpoint.engine.takes_token_ids,
+        server=None if watch is None else watch.samples(),
     )
 
 
@@ -136,6 +146,7 @@ def _join(
     traffic: Traffic,
     *,
     replace_inputs: bool,
+    server: ServerSamples | None,
 ) -> Records:
     """Return the workers' parts as one table in the order of sending, in microseconds from the start."""
 
@@ -170,6 +181,7 @@ def _join(
         dispatch_delay_us=((column("sent_ns") - column("begun_ns")) // 1000)[order],
         response_id=np.array([own for part in parts for own in part.response_id], dtype=np.str_)[order],
         notes={"start_ns": start_ns} | _notes(parts),
+        server=server,
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from llmpilot.loadtest.server_samples import ServerSamples
 from llmpilot.workload import Requests
 
 Int = NDArray[np.int64]
@@ -25,6 +26,7 @@ class Records:
     In an open loop `sent_us` is the scheduled time, and `dispatch_delay_us` how much later the request
     really went out (for a closed loop: how long a connection took, where one was needed). `notes` is what
     columns cannot say: how tokens were counted, samples of failures' messages, how the client itself did.
+    `server` is what the server said of itself meanwhile, where it does so at all.
     """
 
     level: float
@@ -39,6 +41,7 @@ class Records:
     dispatch_delay_us: Int | None = None
     response_id: NDArray[np.str_] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    server: ServerSamples | None = None
 
     def __len__(self) -> int:
         return len(self.sent_us)

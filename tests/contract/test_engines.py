@@ -18,6 +18,7 @@ from llmpilot.engine.llamacpp import LlamaCppEngine
 from llmpilot.engine.openai import DIALECTS, Asked, OpenAIEngine, Tokens
 from llmpilot.engine.server import Assignment, ServerEngine, last_words, memory_complaint
 from llmpilot.engine.sglang import SglangEngine
+from llmpilot.engine.transformers import TransformersEngine
 from llmpilot.engine.vllm import VllmEngine
 from llmpilot.errors import PilotError
 
@@ -27,7 +28,7 @@ ASSIGNMENT = Assignment(
 Made = Callable[[], ServerEngine]
 
 
-@pytest.fixture(params=["llamacpp", "vllm", "sglang"])
+@pytest.fixture(params=["llamacpp", "vllm", "sglang", "transformers"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> ServerEngine:
     program, weights = tmp_path / "server", tmp_path / "m.gguf"
     program.write_text("#!/bin/sh\n")
@@ -37,6 +38,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> ServerEngine:
         "llamacpp": lambda: LlamaCppEngine(binary=str(program), model_path=str(weights)),
         "vllm": lambda: VllmEngine(binary=str(program)),
         "sglang": lambda: SglangEngine(python=str(program)),
+        "transformers": lambda: TransformersEngine(python=str(program)),
     }
     return engines[request.param]()
 
@@ -59,6 +61,7 @@ def test_more_weight_never_means_less(engine: ServerEngine) -> None:
         "llamacpp": "--parallel",
         "vllm": "--num-gpu-blocks-override",
         "sglang": "--max-total-tokens",
+        "transformers": "--max-batch-weight",
     }
     flag = flags[engine.name]
     sizes = []

@@ -7,6 +7,7 @@ import pytest
 from conftest import Run
 from mlflow import MlflowClient
 
+from llmpilot import tracking
 from llmpilot.emulator import FixedTiming, Options, example_service, in_process
 
 SERVICE = ("+gpu=a100", "+model=starcoder", "engine=openai", "deployment=external")
@@ -33,6 +34,36 @@ def test_a_served_model_is_measured_and_the_client_states_its_error(run: Run) ->
     client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
     metrics = client.get_run(result["run_id"]).data.metrics
     assert {"client.ttft_error_ms.p50", "client.itl_error_ms.p50", "client.busy_share"} <= set(metrics)
+
+
+def test_the_server_is_looked_at_and_short_windows_are_said(run: Run) -> None:
+    timing = FixedTiming(ttft_ms=60, itl_ms=5)
+    with in_process(example_service(), Options(fixed=timing)) as emulator:
+        url = f"deployment.url={emulator.url}"
+        quiet = ("deployment.client.calibrate=false", "load.warmup_s=0.5", "load.duration_s=1.5")
+        ran = run(*SERVICE, url, *quiet, "load.users=[1,32]", "result_file=r.json")
+    assert ran.code == 0, ran.err
+    result = json.loads(Path("r.json").read_text(encoding="utf-8"))
+    short, enough = result["levels"]
+    assert short["window_problem"]
+    assert enough["window_problem"] is None
+    assert "WINDOW TOO SHORT at 1 users: " in ran.out
+    assert "WINDOW TOO SHORT at 32" not in ran.out
+    assert short["server"]["running"]["max"] <= 1
+    assert 1 < enough["server"]["running"]["mean"] <= 32
+    assert "running" in ran.err
+    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+    logged = client.get_run(result["run_id"])
+    assert logged.data.tags[tracking.TAG_WINDOW_TOO_SHORT] == "1"
+    assert "vllm:num_requests_running" in logged.data.tags[tracking.TAG_SERVER_METRICS]
+    assert tracking.TAG_GPU_METRICS not in logged.data.tags
+    steps = {entry.step for entry in client.get_metric_history(result["run_id"], "server.running.mean")}
+    assert steps == {1, 32}
+    wanted = {"server.waiting.mean", "server.kv_usage.mean", "server.kv_usage.max", "server.preemptions"}
+    assert wanted <= set(logged.data.metrics)
+    csv = client.download_artifacts(result["run_id"], tracking.SERVER_SAMPLES_FILE)
+    lines = Path(csv).read_text(encoding="utf-8").splitlines()
+    assert {line.split(",")[0] for line in lines} == {"level", "1", "32"}
 
 
 def test_a_level_that_mostly_fails_ends_the_ladder(run: Run) -> None:

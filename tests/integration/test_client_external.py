@@ -1,6 +1,7 @@
 """`deployment=external` looks before it measures: what is wrong with a service, and how to mend it."""
 
 import json
+import pickle
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.deploy.external import EMULATOR_OWNER, ExternalDeployment, ServiceError
 from llmpilot.emulator.wire import FINGERPRINT
 from llmpilot.engine.openai import OpenAIEngine
+from llmpilot.engine.vllm import VllmEngine
 from llmpilot.errors import ConfigError
 
 MODELS = {"data": [{"id": "m", "owned_by": "vllm"}]}
@@ -21,7 +23,13 @@ MODELS = {"data": [{"id": "m", "owned_by": "vllm"}]}
 
 @contextmanager
 def service(
-    models: Any = MODELS, completion: int = 200, refuses: tuple[str, ...] = (), key: str = ""
+    models: Any = MODELS,
+    *,
+    completion: int = 200,
+    refuses: tuple[str, ...] = (),
+    key: str = "",
+    stream: bytes = b"data: [DONE]\n\n",
+    metrics: bytes | None = None,
 ) -> Iterator[str]:
     """Yield the URL of a server that answers like this; bodies with a field of `refuses` get a 400."""
 
@@ -41,15 +49,16 @@ def service(
         def do_GET(self) -> None:
             if not self._refused():
                 body = models if isinstance(models, bytes) else json.dumps(models).encode()
-                self._answer(200 if self.path == "/v1/models" else 404, body)
+                if self.path == "/metrics" and metrics is not None:
+                    self._answer(200, metrics)
+                else:
+                    self._answer(200 if self.path == "/v1/models" else 404, body)
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if not self._refused():
                 status = 400 if set(refuses) & body.keys() else completion
-                self._answer(
-                    status, b'{"error": {"message": "no"}}' if status != 200 else b"data: [DONE]\n\n"
-                )
+                self._answer(status, b'{"error": {"message": "no"}}' if status != 200 else stream)
 
         def log_message(self, *_args: Any) -> None:
             pass
@@ -120,6 +129,47 @@ def test_says_what_is_not_such_a_server() -> None:
         endpoint(url)
     with service(completion=500) as url, pytest.raises(ServiceError, match="with 500"):
         endpoint(url)
+
+
+TOKEN = b'data: {"id": "r", "choices": [{"index": 0, "text": " a"}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("stream", "said"),
+    [
+        (TOKEN + b'data: {"error": {"message": "context too small", "code": 500}}\n\n', "context too small"),
+        (b'data: {"error": "CUDA out of memory"}\n\ndata: [DONE]\n\n', "CUDA out of memory"),
+        (TOKEN + b'error: {"message": "slot is gone"}\n\n', "slot is gone"),
+        (b'{"choices": [{"text": " a b"}]}', "no stream of events"),
+        (b"<html>log in first</html>", "log in first"),
+        (b"", r"\(nothing\)"),
+        (b'data: {"status": "loading"}\n\n', "none of this API"),
+        (TOKEN + b'data: {"choices": [\n\n', "no JSON"),
+    ],
+)
+def test_a_success_that_states_an_error_in_its_stream_is_none(stream: bytes, said: str) -> None:
+    with service(stream=stream) as url, pytest.raises(ServiceError, match=said) as refused:
+        endpoint(url)
+    assert "200" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [TOKEN * 2 + b"data: [DONE]\n\n", b'data: {"choices":\r\ndata: []}\r\n\r\n', b": hi\n\n" + TOKEN],
+)
+def test_a_sound_stream_is_taken(stream: bytes) -> None:
+    with service(stream=stream) as url:
+        assert endpoint(url).dialect == "vllm"
+
+
+def test_known_metrics_are_found() -> None:
+    with service(metrics=b'vllm:num_requests_running{engine="0"} 0.0\n') as url:
+        found = endpoint(url)
+        assert found.metrics == VllmEngine.metrics
+        assert pickle.loads(pickle.dumps(found)).metrics is None, "workers do not look"
+    for shown in (None, b"process_cpu_seconds_total 3\n", b"\xff\xfe"):
+        with service(metrics=shown) as url:
+            assert endpoint(url).metrics is None
 
 
 @pytest.mark.parametrize("url", ["???", "127.0.0.1:8000", "ftp://x", "http://"])

@@ -69,11 +69,14 @@ def test_serves_a_level_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     log = tmp_path / "server.log"
     with start(("child",), log=log) as endpoint:
         assert (endpoint.model, endpoint.dialect, endpoint.simulated) == ("dummy", "llamacpp", False)
+        assert endpoint.metrics == DummyEngine.metrics
+        assert endpoint.gpus_known
         load = Load(arrival="closed", users=[2], warmup_s=0.1, duration_s=0.5, drain_s=5)
         workload = fit(lambda: [from_lengths([8], [4])])
         rows = from_lengths(np.full(10_000, 8), np.full(10_000, 4))
         records = run_level(endpoint, Traffic(load, workload, 1, rows), 2)
         endpoint.raise_if_ended()
+        assert records.server is not None, "a server without its metrics is measured all the same"
         processes = pids(log)
         assert len(processes) == 2
         assert all(map(alive, processes))

@@ -14,6 +14,7 @@ import pytest
 from conftest import Run
 from mlflow import MlflowClient
 
+from llmpilot import tracking
 from llmpilot.engine.tiny_model import write_gguf
 
 SERVER = shutil.which("llama-server") or importlib.util.find_spec("xllamacpp")
@@ -43,6 +44,8 @@ def test_same_ladder_metrics_and_run_as_for_a_simulated_service(run: Run, workdi
     client = MlflowClient(f"sqlite:///{workdir}/mlflow.db")
     logged = client.get_run(result["run_id"])
     assert logged.info.status == "FINISHED"
+    assert logged.data.tags[tracking.TAG_GPU_METRICS]
+    assert {"server.running.mean", "server.waiting.mean"} <= set(logged.data.metrics)
     assert logged.data.params["engine.model_path"] == "tiny.gguf"
     assert len(client.get_metric_history(result["run_id"], "ttft_ms.p50")) == 2
     assert "server.log" in {entry.path for entry in client.list_artifacts(result["run_id"])}

@@ -48,7 +48,7 @@ def test_ladder_under_a_small_batch_weight(engine: VllmEngine, tmp_path: Path) -
     with ProcessDeployment().start(
         engine, MODEL, GPU, 2 * HEAVIEST, heaviest_request_tokens=HEAVIEST, log_path=tmp_path / "server.log"
     ) as endpoint:
-        ttft_ms = {}
+        ttft_ms, said = {}, {}
         for users in (1, 16):
             load = Load(arrival="closed", users=[users], warmup_s=2, duration_s=10, drain_s=60)
             rows = from_lengths(np.full(5000, INPUT), np.full(5000, OUTPUT))
@@ -60,9 +60,16 @@ def test_ladder_under_a_small_batch_weight(engine: VllmEngine, tmp_path: Path) -
             assert ok.sum() > users
             assert records.notes["tokens_counted_by"].keys() == {"token_ids"}
             assert (np.diff(records.gap_offsets)[ok] == OUTPUT - 1).all()
-            ttft_ms[users] = metrics.summarize(records, Sla())["ttft_ms"]["p50"]
+            level = metrics.summarize(records, Sla())
+            ttft_ms[users] = level["ttft_ms"]["p50"]
+            said[users] = level["server"]
         shown = httpx.get(endpoint.url + engine.metrics.path, trust_env=False).text
     assert ttft_ms[16] > 3 * ttft_ms[1]
+    assert said[1]["running"]["max"] == 1
+    assert said[1]["waiting"]["max"] == 0 == said[1]["preemptions"]
+    assert said[1]["waiting"]["max"] < said[16]["waiting"]["max"] < 16
+    assert said[1]["kv_usage"]["max"] < said[16]["kv_usage"]["max"] <= 1
+    assert said[16]["preemptions"] > 0
     names = engine.metrics
     for name in (names.running, names.waiting, names.kv_use, names.preemptions, names.tokens):
         assert f"\n{name}{{" in shown

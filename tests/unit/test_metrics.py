@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from llmpilot.config import Sla
 from llmpilot.loadtest import Records
-from llmpilot.metrics import cost_per_million_output_tokens, last_within_sla, meets_sla, statistics, summarize
+from llmpilot.metrics import (
+    cost_per_million_output_tokens,
+    last_within_sla,
+    meets_sla,
+    statistics,
+    summarize,
+    window_problem,
+)
 from llmpilot.workload import from_lengths
 
 WINDOW_US = (1_000_000, 5_000_000)
@@ -145,3 +152,49 @@ def test_u_max_is_the_last_level_before_the_first_that_breaks_the_sla(
 
 def test_cost_is_the_price_of_a_million_tokens_at_that_throughput() -> None:
     assert cost_per_million_output_tokens({"throughput_tok_s": 1000.0}, 3.6) == pytest.approx(1.0)
+
+
+def steady(
+    count: int, e2e_us: int = 100_000, failure: str = ""
+) -> list[tuple[int, int, list[int], int, str]]:
+    """Requests evenly over the window."""
+    start, end = WINDOW_US
+    return [(start + i * (end - start) // count, e2e_us, [], 8, failure) for i in range(count)]
+
+
+def test_a_window_of_enough_requests_and_latencies_has_no_problem() -> None:
+    assert summarize(records_of(steady(20)), Sla())["window_problem"] is None
+    few = summarize(records_of(steady(19)), Sla())["window_problem"]
+    assert few.startswith("19 of the requests")
+    assert "a p50 wants 20: set load.duration_s=5 or more" in few
+
+
+def test_a_higher_percentile_wants_more_requests() -> None:
+    records = records_of(steady(999))
+    assert summarize(records, Sla(percentile=95))["window_problem"] is None
+    assert "a p99 wants 1000" in summarize(records, Sla(percentile=99))["window_problem"]
+
+
+def test_a_window_shorter_than_three_latencies_decides_rates_by_its_edges() -> None:
+    assert window_problem(4.0, 500, 4 / 3, Sla()) is None
+    problem = window_problem(4.0, 500, 2.0, Sla())
+    assert problem is not None
+    assert "2.0 mean request latencies" in problem
+    assert problem.endswith("load.duration_s=7 or more")
+
+
+def test_failures_end_requests_but_what_is_unfinished_has_not_ended() -> None:
+    assert summarize(records_of(steady(40, failure="http_500")), Sla())["window_problem"] is None
+    unfinished = summarize(records_of(steady(40, failure="unfinished")), Sla())["window_problem"]
+    assert unfinished.startswith("0 of the requests sent in it ended")
+    assert summarize(records_of([(0, 5, [], 8, "")]), Sla())["window_problem"] is not None
+
+
+@given(st.integers(0, 3000), st.floats(0, 1e4), st.floats(0.01, 1e5), st.sampled_from([50, 90, 95, 99]))
+def test_the_proposed_window_would_do(ended: int, e2e_s: float, window_s: float, percentile: int) -> None:
+    sla = Sla(percentile=percentile)
+    problem = window_problem(window_s, ended, e2e_s, sla)
+    if problem is not None and ended:
+        longer_s = float(problem.partition("load.duration_s=")[2].split()[0])
+        assert longer_s > window_s
+        assert window_problem(longer_s, int(ended * longer_s / window_s + 1e-9), e2e_s, sla) is None

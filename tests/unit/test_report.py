@@ -47,6 +47,22 @@ def result(values: list[float | None]) -> dict[str, Any]:
     }
 
 
+def test_short_windows_and_the_server_are_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    made = result([3.0, 40.0])
+    made["levels"][0]["window_problem"] = "<7> of them"
+    made["levels"][1]["server"] = {"running": {"mean": 12.5, "max": 16.0}, "preemptions": 4_321}
+    assert report.short_windows(made) == ["1 users: <7> of them"]
+    report.print_table(made)
+    assert "1 !" in capfd.readouterr().out
+    report.write(made, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Window too short at 1 users: &lt;7&gt; of them" in page
+    row = page.partition("server: requests running, mean")[2].partition("</tr>")[0]
+    assert "<td>-</td><td>12.5</td>" in row
+    assert "4,321" in page.partition("server: preemptions")[2].partition("</tr>")[0]
+    assert "server: GPU power" not in page
+
+
 @pytest.mark.parametrize("values", [[None], [None, 3.0], [3.0, 40.0, None], [0.0, 0.0]])
 def test_every_picture_and_table_can_be_made(values: list[float | None], tmp_path: Path) -> None:
     made = result(values)

@@ -1,0 +1,47 @@
+"""Fetches a server's page of metrics: quickly or not at all, for nothing of it may hold up a measurement."""
+
+import time
+
+import httpx
+
+from llmpilot.engine.known_metrics import KNOWN, recognise
+from llmpilot.engine.server import ServerMetrics
+
+TIMEOUT_S = 2.0
+MOST_BYTES = 8_000_000
+
+
+class UnreadableError(Exception):
+    """The page cannot be read now, or is none."""
+
+
+def fetch(http: httpx.Client, path: str, timeout_s: float = TIMEOUT_S) -> str:
+    """Return the page as text, within about `timeout_s` for each of connecting and reading.
+
+    Raises:
+        UnreadableError: no answer in time, another status than 200, or far too long a page.
+    """
+    began_s, page = time.monotonic(), bytearray()
+    try:
+        with http.stream("GET", path, timeout=timeout_s, headers={"Accept": "text/plain"}) as answer:
+            if answer.status_code != 200:
+                raise UnreadableError(f"{path} answered {answer.status_code}")
+            for piece in answer.iter_bytes():
+                page += piece
+                if len(page) > MOST_BYTES or time.monotonic() - began_s > 2 * timeout_s:
+                    raise UnreadableError(f"{path} does not end")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise UnreadableError(f"{path}: {type(error).__name__}") from None
+    return page.decode("utf-8", "replace")
+
+
+def discover(http: httpx.Client) -> ServerMetrics | None:
+    """Return what the server calls its metrics; None if it shows none, or none that we know."""
+    for path in dict.fromkeys(metrics.path for metrics in KNOWN):
+        try:
+            found = recognise(fetch(http, path))
+        except UnreadableError:
+            continue
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,130 @@
+"""The page of a run: what it came to, charts to hover over, and every figure. Needs no network."""
+
+import html
+from collections.abc import Callable
+from typing import Any
+
+from llmpilot.metrics import STATISTICS
+from llmpilot.report.words import (
+    COLOURS,
+    LATENCY_LABELS,
+    Result,
+    conclusion,
+    dollars_per_million,
+    figure_of,
+    limit_of,
+    mark,
+    server_figure,
+    short_windows,
+    title,
+)
+
+SERVER_ROWS: dict[str, tuple[str, str, int]] = {
+    "server: requests running, mean": ("running", "mean", 1),
+    "server: requests waiting, mean": ("waiting", "mean", 1),
+    "server: share of the KV cache in use, mean": ("kv_usage", "mean", 3),
+    "server: share of the KV cache in use, most": ("kv_usage", "max", 3),
+    "server: GPU power [W], mean": ("gpu_power_w", "mean", 0),
+    "server: GPU memory in use [GB], most": ("gpu_memory_gb", "max", 1),
+}
+
+
+def page(result: Result) -> str:
+    """Return a page that needs no network: conclusion, charts to hover over, and the table of levels."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    panels = [*LATENCY_LABELS.items(), ("itl_ms", "ITL [ms]"), ("ttft_ms", "TTFT [ms]")]
+    titles = [f"{label} over {result['level_unit']}" for label in LATENCY_LABELS.values()]
+    titles += ["ITL over output tokens/s", "TTFT over million output tokens per $"]
+    figure = make_subplots(rows=3, cols=2, subplot_titles=titles, vertical_spacing=0.09)
+    scales = {4: 1.0, 5: 3600 / result["cost_per_hour"] / 1e6}
+    for index, (latency, _) in enumerate(panels):
+        where = {"row": index // 2 + 1, "col": index % 2 + 1}
+        levels = [level for level in result["levels"] if level[latency]["p50"] is not None]
+        scale = scales.get(index)
+        x = [level["level"] if scale is None else level["throughput_tok_s"] * scale for level in levels]
+        for stat, colour in COLOURS.items():
+            figure.add_trace(
+                go.Scatter(
+                    x=x,
+                    y=[level[latency][stat] for level in levels],
+                    name=stat,
+                    legendgroup=stat,
+                    showlegend=index == 0,
+                    line={"color": colour},
+                    mode="lines+markers",
+                    customdata=[[level["level"], level["throughput_tok_s"]] for level in levels],
+                    hovertemplate=f"%{{customdata[0]}} {result['level_unit']}: %{{y:.4g}} ms, "
+                    "%{customdata[1]:.0f} tokens/s",
+                ),
+                **where,
+            )
+        figure.update_yaxes(type="log", **where)
+        if scale is None:
+            figure.update_xaxes(type="log", tickvals=x, ticktext=[f"{tick:g}" for tick in x], **where)
+            if limit_of(result, latency) is not None:
+                figure.add_hline(y=limit_of(result, latency), line_dash="dash", line_color="black", **where)
+    figure.update_layout(height=1050, margin={"t": 60, "b": 40})
+    charts = figure.to_html(full_html=False, include_plotlyjs=True, div_id="charts")
+    return PAGE.format(
+        title=html.escape(title(result)),
+        conclusion=html.escape(conclusion(result)),
+        warnings="".join(
+            f'<p class="warning">Window too short at {html.escape(text)}.</p>'
+            for text in short_windows(result)
+        ),
+        charts=charts,
+        table=_html_table(result),
+    )
+
+
+def _html_table(result: Result) -> str:
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        result["level_unit"]: lambda level: f"{level['level']:g}{mark(level)}",
+        "requests ok": lambda level: f"{level['requests_ok']:,}",
+        "failed": lambda level: ", ".join(f"{n} {kind}" for kind, n in level["failures"].items()) or "0",
+        "left out: warm-up": lambda level: f"{level['excluded']['warmup']:,}",
+        "left out: drain": lambda level: f"{level['excluded']['drain']:,}",
+        "output tokens/s": lambda level: figure_of(level["throughput_tok_s"], 0),
+        "input tokens/s": lambda level: figure_of(level["input_tok_s"], 0),
+        "requests/s": lambda level: figure_of(level["requests_per_s"], 2),
+        "goodput/s": lambda level: figure_of(level["goodput_per_s"], 2),
+        "$ per 1M output tokens": lambda level: figure_of(dollars_per_million(level, result), 2),
+    }
+    rows = {name: [show(level) for level in result["levels"]] for name, show in columns.items()}
+    for latency, label in {**LATENCY_LABELS, "tpot_ms": "TPOT [ms]"}.items():
+        for stat in STATISTICS:
+            rows[f"{label} {stat}"] = [figure_of(level[latency][stat], 2) for level in result["levels"]]
+    for label, (gauge, statistic, digits) in SERVER_ROWS.items():
+        if any(gauge in level.get("server", {}) for level in result["levels"]):
+            rows[label] = [server_figure(level, gauge, statistic, digits) for level in result["levels"]]
+    if any("preemptions" in level.get("server", {}) for level in result["levels"]):
+        counts = [level.get("server", {}).get("preemptions") for level in result["levels"]]
+        rows["server: preemptions"] = [figure_of(count, 0) for count in counts]
+    lines = []
+    for name, figures in rows.items():
+        cells = "".join(f"<td>{html.escape(figure)}</td>" for figure in figures)
+        lines.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
+    return f"<table>{''.join(lines)}</table>"
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font-family: system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }}
+table {{ border-collapse: collapse; font-size: .85rem; }}
+th {{ text-align: left; font-weight: 600; padding-right: 1rem; }}
+td {{ text-align: right; padding: .15rem .6rem; font-variant-numeric: tabular-nums; }}
+tr {{ border-bottom: 1px solid #ddd; }}
+.answer {{ font-size: 1.1rem; font-weight: 600; }}
+.warning {{ color: #b00; }}
+</style></head><body>
+<h1>{title}</h1>
+<p class="answer">{conclusion}</p>
+{warnings}
+{charts}
+<h2>Levels</h2>
+{table}
+</body></html>
+"""

@@ -1,0 +1,70 @@
+"""The tables on the terminal: a run's levels, a sweep's cells."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.table import Table
+
+from llmpilot.console import out, say
+from llmpilot.report.words import Result, dollars_per_million, figure_of, mark, server_figure
+
+NARROW, WIDE = 110, 160
+
+
+def print_table(result: Result) -> None:
+    """Print one row per level; on a narrow terminal, fewer columns. Levels beyond u_max are dim.
+
+    A `!` marks a level whose steady window was too short.
+    """
+    columns: list[tuple[str, bool, Callable[[dict[str, Any]], str]]] = [
+        (result["level_unit"], True, lambda level: f"{level['level']:g}{mark(level)}"),
+        ("ok", True, lambda level: f"{level['requests_ok']:,}"),
+        ("failed", True, lambda level: f"{level['requests_failed']:,}"),
+        ("TTFT p50", True, lambda level: figure_of(level["ttft_ms"]["p50"], 0)),
+        ("p95 [ms]", False, lambda level: figure_of(level["ttft_ms"]["p95"], 0)),
+        ("nTTFT p50", True, lambda level: figure_of(level["nttft_ms"]["p50"], 2)),
+        ("ITL p50", True, lambda level: figure_of(level["itl_ms"]["p50"], 1)),
+        ("p95 [ms]", False, lambda level: figure_of(level["itl_ms"]["p95"], 1)),
+        ("E2E p50", False, lambda level: figure_of(level["e2e_ms"]["p50"], 0)),
+        ("tokens/s", True, lambda level: figure_of(level["throughput_tok_s"], 0)),
+        ("requests/s", False, lambda level: figure_of(level["requests_per_s"], 2)),
+        ("goodput/s", False, lambda level: figure_of(level["goodput_per_s"], 2)),
+        ("$/1M tok", True, lambda level: figure_of(dollars_per_million(level, result), 2)),
+    ]
+    shown = [column for column in columns if column[1] or out.width >= NARROW]
+    if out.width >= WIDE and any("server" in level for level in result["levels"]):
+        shown += [
+            ("running", False, lambda level: server_figure(level, "running", "mean", 1)),
+            ("waiting", False, lambda level: server_figure(level, "waiting", "mean", 1)),
+            ("KV use", False, lambda level: server_figure(level, "kv_usage", "mean", 2)),
+        ]
+    table = Table(header_style="bold")
+    for name, _, _ in shown:
+        table.add_column(name, justify="right", no_wrap=True)
+    for level in result["levels"]:
+        style = None if level["level"] <= result["level_max"] else "dim"
+        table.add_row(*(show(level) for _, _, show in shown), style=style)
+    out.print(table)
+
+
+def print_sweep(cells: list[dict[str, Any]]) -> None:
+    """Print one row per cell of a sweep: its answer, or why it has none."""
+    table = Table(title="sweep", header_style="bold")
+    names = ("cell", "status", "max batch weight", "u_max", "$/h", "$/1M tokens at u_max", "$/h per user")
+    for name in names:
+        table.add_column(name, justify="left" if name in ("cell", "status") else "right")
+    for entry in cells:
+        result = entry.get("result") or {}
+        largest, cost = result.get("level_max"), result.get("cost_per_hour")
+        weight = result.get("max_batch_weight", result.get("best_max_batch_weight"))
+        table.add_row(
+            entry["cell"],
+            entry["status"],
+            figure_of(weight, 0),
+            figure_of(largest, 0),
+            figure_of(cost, 2),
+            figure_of(result.get("cost_per_million_output_tokens"), 2),
+            figure_of(cost / largest if cost and largest else None, 3),
+        )
+    say()
+    out.print(table)

@@ -1,0 +1,85 @@
+"""A result in words and figures: what the table, the plots and the page have in common."""
+
+from typing import Any
+
+Result = dict[str, Any]
+LATENCY_LABELS = {
+    "ttft_ms": "TTFT [ms]",
+    "nttft_ms": "nTTFT [ms per input token]",
+    "itl_ms": "ITL [ms]",
+    "e2e_ms": "E2E [ms]",
+}
+SHORT = {"ttft_ms": "TTFT", "nttft_ms": "nTTFT", "itl_ms": "ITL", "tpot_ms": "TPOT", "e2e_ms": "E2E"}
+COLOURS = {"p50": "#1f77b4", "p90": "#2ca02c", "p95": "#ff7f0e", "p99": "#d62728"}
+
+
+def short_windows(result: Result) -> list[str]:
+    """Return a sentence for each level whose steady window was too short to judge it by."""
+    return [
+        f"{level['level']:g} {result['level_unit']}: {problem}"
+        for level in result["levels"]
+        if (problem := level.get("window_problem"))
+    ]
+
+
+def conclusion(result: Result) -> str:
+    """Return the answer in one sentence."""
+    service = f"{result['model']} on {result['count']} x {result['gpu']}"
+    limits = ", ".join(
+        f"{SHORT[key]} <= {value:g} ms"
+        for key, value in result["sla"].items()
+        if key in SHORT and value is not None
+    )
+    promise = f"the SLA ({limits or 'no latency limit'} at p{result['sla']['percentile']}"
+    promise += f", failures <= {result['sla']['max_failure_rate']:.1%})"
+    if not result["level_max"]:
+        return f"{service} keeps {promise} at no measured level (${result['cost_per_hour']:.2f}/h)."
+    price = result["cost_per_million_output_tokens"]
+    cost = f", ${price:.2f} per million output tokens there" if price is not None else ""
+    return (
+        f"{service} takes {result['level_max']:g} {result['level_unit']} within {promise}; "
+        f"${result['cost_per_hour']:.2f}/h{cost}."
+    )
+
+
+def mark(level: dict[str, Any]) -> str:
+    """Return what stands behind a level whose steady window was too short."""
+    return " !" if level.get("window_problem") else ""
+
+
+def server_figure(level: dict[str, Any], gauge: str, statistic: str, digits: int) -> str:
+    """Return a figure that the server gave of itself, or a dash."""
+    return figure_of(level.get("server", {}).get(gauge, {}).get(statistic), digits)
+
+
+def figure_of(value: float | None, digits: int) -> str:
+    """Return a figure with this many decimals, or a dash."""
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def dollars_per_million(level: dict[str, Any], result: Result) -> float | None:
+    """Return $ per 1e6 output tokens at a level; None where there are none."""
+    tokens_per_hour = level["throughput_tok_s"] * 3600
+    return result["cost_per_hour"] / tokens_per_hour * 1e6 if tokens_per_hour else None
+
+
+def title(result: Result) -> str:
+    """Return what was measured, with which workload."""
+    weight = result["max_batch_weight"]
+    return (
+        f"{result['model']} on {result['count']} x {result['gpu']} ({result['measurement']}), "
+        f"workload {result['workload']}" + (f", max batch weight {weight:,}" if weight else "")
+    )
+
+
+def series(result: Result, latency: str, stat: str) -> tuple[list[float], list[float]]:
+    """Return (levels, values) of a latency's statistic, where it has one."""
+    points = [(level["level"], level[latency][stat]) for level in result["levels"]]
+    points = [(x, y) for x, y in points if y is not None]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def limit_of(result: Result, latency: str) -> float | None:
+    """Return the SLA's limit on a latency."""
+    value: float | None = result["sla"].get(latency)
+    return value
