@@ -21,8 +21,8 @@ from llmpilot.simulator import accuracy
 from llmpilot.simulator.calibration import shipped_calibrations
 from llmpilot.simulator.recordings import CATALOGUE
 from llmpilot.sizing import plan_memory
-from llmpilot.tune import Bounds, Tuner, measure
-from llmpilot.tune.plan import Seen, Step, boundary, next_step
+from llmpilot.tune import Bounds, Services, Tuner, measure
+from llmpilot.tune.plan import FEASIBLE, Seen, Step, boundary, next_step
 from llmpilot.workload import load_workload
 
 USERS = 128
@@ -65,23 +65,24 @@ def search(pair: Pair) -> dict[str, Any]:
     most = plan_memory(model, gpu, memory_utilization=1.0, reserve_gb_per_gpu=0.0)
     bounds = Bounds(traffic.heaviest_request_tokens, most.kv_capacity_tokens)
     capacity = ENGINE.memory(model, gpu).kv_capacity_tokens
+    services = Services(lambda weight: nullcontext(ENGINE.service(model, gpu, weight)), ENGINE.reweighted)
     seen: list[Seen] = []
+    seconds = 0.0
     while isinstance(step := next_step(seen, SEARCH, bounds, SEEDS[0]), Step):
         assert step.weight is not None
         outcome = measure(
-            lambda weight: nullcontext(ENGINE.service(model, gpu, weight)),
+            services,
             traffic,
             SEARCH,
             step.weight,
             sla=SLA,
             cost_per_hour=gpu.cost_per_hour,
             seed=SEEDS[0],
-            corners=True,
+            question=FEASIBLE,
         )
+        seconds += outcome.seconds
         seen.append(
-            Seen(
-                len(seen), "feasible", step.weight, SEEDS[0], outcome.feasible, outcome.reason, outcome.value
-            )
+            Seen(len(seen), FEASIBLE, step.weight, SEEDS[0], outcome.feasible, outcome.reason, outcome.value)
         )
     held, failed = boundary(seen)
     assert held is not None, pair
@@ -93,7 +94,9 @@ def search(pair: Pair) -> dict[str, Any]:
         "found_tokens": held,
         "error": held / capacity - 1,
         "limit": next((one.reason for one in seen if one.weight == failed and one.feasible is False), None),
-        "deployments": len(seen),
+        "trials": len(seen),
+        "deployments": services.deployments,
+        "service_seconds": round(seconds, 1),
         "grid_deployments": ceil(log(bounds.upper / bounds.lower) / log(1 + SEARCH.tolerance)) + 1,
         "too_large": level(model, gpu, bounds.upper),
         "tuned": level(model, gpu, held),
@@ -143,9 +146,17 @@ def main(result_file: Path, data: Path | None) -> None:
     ]
     summary = {
         "pairs": len(rows),
-        "deployments": {
+        "trials": {
+            "median": median(row["trials"] for row in rows),
+            "most": max(row["trials"] for row in rows),
+        },
+        "deployments_with_live_weight": {
             "median": median(row["deployments"] for row in rows),
             "most": max(row["deployments"] for row in rows),
+        },
+        "service_seconds": {
+            "median": median(row["service_seconds"] for row in rows),
+            "most": max(row["service_seconds"] for row in rows),
         },
         "grid_deployments": {
             "least": min(row["grid_deployments"] for row in rows),

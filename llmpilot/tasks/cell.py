@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from llmpilot.engine.llamacpp import LlamaCppEngine
 from llmpilot.engine.openai import OpenAIEngine
 from llmpilot.engine.sglang import SglangEngine
 from llmpilot.engine.simulated import SimulatedEngine
+from llmpilot.engine.tgi import TgiEngine
+from llmpilot.engine.transformers import TransformersEngine
 from llmpilot.engine.vllm import VllmEngine
 from llmpilot.errors import ConfigError
 from llmpilot.loadtest import Traffic, open_traffic
@@ -27,7 +30,7 @@ from llmpilot.simulator import VirtualService
 from llmpilot.sizing import require_fit
 from llmpilot.workload import load_workload
 
-StartedEngine = LlamaCppEngine | SglangEngine | VllmEngine
+StartedEngine = LlamaCppEngine | SglangEngine | TgiEngine | TransformersEngine | VllmEngine
 Engine = SimulatedEngine | OpenAIEngine | StartedEngine
 Deployment = SimulatedDeployment | ExternalDeployment | ProcessDeployment
 Endpoint = VirtualService | HttpEndpoint
@@ -35,7 +38,11 @@ Endpoint = VirtualService | HttpEndpoint
 
 @dataclass(frozen=True)
 class Cell:
-    """Everything that decides what a characterization measures, checked and typed."""
+    """Everything that decides what a characterization measures, checked and typed.
+
+    `tuned_by` are the settings that find the max batch weight, where a tuner does: the cell is then known by
+    them, as it must be before the weight is found.
+    """
 
     model: Model
     gpu: Gpu
@@ -48,6 +55,7 @@ class Cell:
     workload_name: str
     workload_hash: str
     traffic: Traffic
+    tuned_by: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -70,6 +78,17 @@ class Cell:
         assert isinstance(self.deployment, ExternalDeployment)
         return self.deployment.start(self.engine, self.model, self.gpu, self.max_batch_weight)
 
+    @property
+    def live_weight(self) -> bool:
+        """Whether a running service can be given another max batch weight (`reweighted`)."""
+        return bool(getattr(self.engine, "live_weight", False))
+
+    def reweighted(self, endpoint: Endpoint, max_batch_weight: int) -> Endpoint:
+        """Return a running service of an engine with `live_weight` under another max batch weight."""
+        assert isinstance(self.engine, SimulatedEngine)
+        assert isinstance(endpoint, VirtualService)
+        return self.engine.reweighted(endpoint, max_batch_weight)
+
     def facts(self) -> dict[str, Any]:
         """Return all of it as nested plain values, as they are."""
         facts: dict[str, Any] = {
@@ -91,7 +110,8 @@ class Cell:
 
     def config_hash(self) -> str:
         """Return a hash that two cells share exactly when they would measure the same."""
-        canonical = json.dumps(self.facts(), sort_keys=True)
+        known_by = {} if self.tuned_by is None else {"max_batch_weight": dict(self.tuned_by)}
+        canonical = json.dumps(self.facts() | known_by, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def params(self) -> dict[str, str]:

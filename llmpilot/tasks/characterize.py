@@ -11,44 +11,58 @@ from llmpilot import interrupts, metrics, report, tracking
 from llmpilot.config import Tracking, parse, plain
 from llmpilot.console import note, say
 from llmpilot.deploy.endpoint import HttpEndpoint
-from llmpilot.deploy.external import ExternalDeployment
 from llmpilot.deploy.hardware import local_hardware
 from llmpilot.deploy.process import ProcessEndpoint, ServerOutOfMemoryError
-from llmpilot.deploy.simulated import SimulatedDeployment
 from llmpilot.files import to_json, write_text
 from llmpilot.loadtest import run_level
+from llmpilot.loadtest.server_samples import write_csv
 from llmpilot.progress import Progress
 from llmpilot.runfolder import RunFolder
 from llmpilot.secrets import redact, redact_tree
 from llmpilot.simulator import VirtualService
-from llmpilot.tasks import client_check
+from llmpilot.tasks import client_check, weight
 from llmpilot.tasks.cell import Cell, Endpoint, compose
+from llmpilot.tasks.characterize_show import announce, show
 from llmpilot.tracking import Tracker
-
-REAL_SERVICE = "engine=openai deployment=external deployment.url=http://HOST:PORT"
 
 
 def run(cfg: DictConfig, *, parent_run_id: str | None = None, in_sweep: bool = False) -> dict[str, Any]:
     """Measure the cell that `cfg` describes and return its result, as `result_file` holds it.
 
-    In a sweep, a cell that MLflow already has as FINISHED is not measured again unless `resume` is false.
+    Its max batch weight is tuned first where none is given. In a sweep, a cell that MLflow already has as
+    FINISHED is neither tuned nor measured again unless `resume` is false.
 
     Raises:
         ConfigError, DoesNotFitError: the cell is impossible.
         TrackingError: measured, but MLflow could not be reached; carries the result.
     """
-    cell = compose(cfg)
+    cell = weight.intended(cfg, compose(cfg))
     tracker = Tracker(parse(Tracking, cfg.tracking, "tracking"))
     announce(cell, tracker.tracking)
 
     if in_sweep and cfg.resume and (known := _already_finished(cell, tracker)):
         return known
+    with _infeasible_is_logged(cell, tracker, in_sweep):
+        cell, origin = weight.settle(cfg, cell)
+        return _measure(cfg, cell, origin, tracker, parent_run_id, in_sweep=in_sweep)
+
+
+def _measure(
+    cfg: DictConfig,
+    cell: Cell,
+    origin: weight.Origin,
+    tracker: Tracker,
+    parent_run_id: str | None,
+    *,
+    in_sweep: bool,
+) -> dict[str, Any]:
+    """Start the service, climb the ladder, and keep what it shows."""
+    resume = bool(cfg.resume)
     with (
-        _infeasible_is_logged(cell, tracker, in_sweep),
         cell.start() as endpoint,
         closing(
             RunFolder.claim(
-                cell.config_hash(), _identity(cell, endpoint, tracker.tracking), resume=bool(cfg.resume)
+                cell.config_hash(), _identity(cell, endpoint, origin, tracker.tracking), resume=resume
             )
         ) as folder,
     ):
@@ -82,38 +96,13 @@ def run(cfg: DictConfig, *, parent_run_id: str | None = None, in_sweep: bool = F
 
 @contextmanager
 def _infeasible_is_logged(cell: Cell, tracker: Tracker, in_sweep: bool) -> Iterator[None]:
-    """Leave a run that says so when the server's memory does not suffice to start; a sweep logs its own."""
+    """Leave a run that says so when the service cannot start or survive; a sweep logs its own."""
     try:
         yield
-    except ServerOutOfMemoryError as error:
+    except (ServerOutOfMemoryError, weight.NothingFeasibleError) as error:
         if not in_sweep:
             tracker.log_infeasible(tracking.CHARACTERIZE, cell.name, str(error), None)
         raise
-
-
-def announce(cell: Cell, settings: Tracking) -> None:
-    """Say first what is simulated, then what will happen and where the results go."""
-    if isinstance(cell.deployment, SimulatedDeployment):
-        say(
-            f"SIMULATED: {cell.name}, no GPU and no engine is used. "
-            f"To measure a real service, add: {REAL_SERVICE}",
-            style="bold yellow",
-        )
-        note(f"step times: {cell.facts()['calibration']['source']}")
-    else:
-        where = (
-            f"the service at {cell.deployment.url}"
-            if isinstance(cell.deployment, ExternalDeployment)
-            else f"{cell.engine.name} on this machine, whatever its hardware; the GPU profile is a label"
-        )
-        say(f"MEASURED: {cell.name}, by {where}", style="bold")
-    ladder = ", ".join(f"{level:g}" for level in cell.load.levels)
-    note(
-        f"{cell.load.unit}: {ladder}; "
-        f"{cell.load.duration_s:g} s each after {cell.load.warmup_s:g} s warm-up; "
-        f"workload {cell.workload_name}; max batch weight {_tokens(cell.max_batch_weight)}; "
-        f"tracked in {settings.uri}"
-    )
 
 
 def climb(cell: Cell, endpoint: Endpoint, folder: RunFolder, tracker: Tracker) -> list[metrics.Level]:
@@ -132,6 +121,10 @@ def climb(cell: Cell, endpoint: Endpoint, folder: RunFolder, tracker: Tracker) -
             summary = metrics.summarize(records, cell.sla, cell.load.unit)
             if isinstance(endpoint, HttpEndpoint):
                 summary["client"] = client_check.notes_of(records)
+            if records.server is not None:
+                write_csv(
+                    folder.artifacts / tracking.SERVER_SAMPLES_FILE, level, records.window_us, records.server
+                )
             folder.add_level(summary, records.to_table())
             tracker.log_level(folder, summary)
             progress.end(summary)
@@ -169,6 +162,7 @@ def conclude(
         "deployment": cell.deployment.name,
         "measurement": folder.state["tags"][tracking.TAG_MEASUREMENT],
         "max_batch_weight": cell.max_batch_weight,
+        **folder.state.get("origin", {}),
         "workload": cell.workload_name,
         "run_id": folder.state["run_id"],
         "users_max": int(largest) if closed else None,
@@ -185,6 +179,8 @@ def conclude(
         "cost_per_million_output_tokens": price,
     }
     tags = folder.state["tags"] | {tracking.TAG_OUTCOME: "sla_met" if best else "sla_missed"}
+    short = [f"{level['level']:g}" for level in levels if level.get("window_problem")]
+    tags |= {tracking.TAG_WINDOW_TOO_SHORT: ", ".join(short) or "no"}
     if reason := folder.state.get("out_of_memory"):
         tags |= {tracking.TAG_OUTCOME: ServerOutOfMemoryError.outcome, tracking.TAG_REASON: reason}
     if verdict is not None:
@@ -198,18 +194,7 @@ def conclude(
     return result
 
 
-def show(result: dict[str, Any], folder: RunFolder, tracker: Tracker, *, brief: bool) -> None:
-    """Print the table, the conclusion and where to look further; in a sweep the conclusion only."""
-    if not brief:
-        report.print_table(result)
-    say(report.conclusion(result), style="bold")
-    if "client" in result:
-        client_check.show(result)
-    if tracker.problem is None and not brief:
-        say(f"run {folder.state['run_id']}; look and compare: {_how_to_look(tracker.tracking)}")
-
-
-def _identity(cell: Cell, endpoint: Endpoint, settings: Tracking) -> dict[str, Any]:
+def _identity(cell: Cell, endpoint: Endpoint, origin: weight.Origin, settings: Tracking) -> dict[str, Any]:
     # Our own emulator answers like a real server, but nothing of it is a measurement of an engine.
     simulated = isinstance(endpoint, VirtualService) or endpoint.simulated
     return {
@@ -219,6 +204,8 @@ def _identity(cell: Cell, endpoint: Endpoint, settings: Tracking) -> dict[str, A
         "unit": cell.load.unit,
         "config_hash": cell.config_hash(),
         "params": cell.params(),
+        "max_batch_weight": cell.max_batch_weight,
+        "origin": origin,
         "metrics": {},
         "tags": {
             tracking.TAG_TASK: tracking.CHARACTERIZE,
@@ -227,12 +214,20 @@ def _identity(cell: Cell, endpoint: Endpoint, settings: Tracking) -> dict[str, A
             tracking.TAG_VERSION: llmpilot.__version__,
             tracking.TAG_STEP: tracking.step_meaning(cell.load.unit),
         }
-        | ({tracking.TAG_HARDWARE: local_hardware()} if isinstance(endpoint, ProcessEndpoint) else {}),
+        | weight.tags_of(origin)
+        | _known_of_the_server(endpoint),
     }
 
 
-def _tokens(weight: int | None) -> str:
-    return "the server's own" if weight is None else f"{weight:,} tokens"
+def _known_of_the_server(endpoint: Endpoint) -> dict[str, str]:
+    """Return as tags what a real server runs on, and which figures of its own it shows."""
+    if not isinstance(endpoint, HttpEndpoint):
+        return {}
+    shown = endpoint.metrics
+    tags = {tracking.TAG_SERVER_METRICS: f"{shown.path}, {shown.running} ..." if shown else "none"}
+    if isinstance(endpoint, ProcessEndpoint):
+        tags |= {tracking.TAG_HARDWARE: local_hardware(), tracking.TAG_GPU_METRICS: endpoint.gpus_known}
+    return tags
 
 
 def _already_finished(cell: Cell, tracker: Tracker) -> dict[str, Any] | None:
@@ -258,9 +253,3 @@ def _give_up(folder: RunFolder, tracker: Tracker, error: BaseException) -> None:
             "the same command goes on there",
             style="yellow",
         )
-
-
-def _how_to_look(settings: Tracking) -> str:
-    if settings.uri.startswith(("http://", "https://")):
-        return settings.uri
-    return f"mlflow ui --backend-store-uri {settings.uri}"

@@ -5,14 +5,14 @@ it; repeats of what is too close to call. Every decision follows from the trials
 study goes on where it was and several workers need no other agreement.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import isfinite, log, sqrt
 from statistics import fmean, stdev
 from typing import Final, Literal
 
-from llmpilot.tune.settings import Tuner
+from llmpilot.tune.settings import COST, Tuner
 
 Question = Literal["feasible", "best", "repeat"]
 FEASIBLE: Final = "feasible"
@@ -23,15 +23,27 @@ NOISE_WIDTH = 2.0  # standard deviations within which two figures are taken for 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Between which weights the answer lies [tokens], both included."""
+    """Between which weights the answer lies [tokens], both included.
+
+    Services differ from one multiple of `step` to the next (a slot of llama.cpp, a block of vLLM).
+    """
 
     lower: int
     upper: int
+    step: int = 1
+
+    def snap(self, weight: int) -> int:
+        """Return `weight`, or the last one below it that is served differently from its neighbours."""
+        return max(self.lower, weight // self.step * self.step)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A trial as the plan needs it; `feasible` None while it runs."""
+    """A trial as the plan needs it; `feasible` None while it runs.
+
+    A value counts as the objective's only where the measurement was `whole`; `ladder` holds those on the way:
+    users -> value.
+    """
 
     number: int
     question: Question
@@ -40,6 +52,15 @@ class Seen:
     feasible: bool | None
     reason: str | None = None
     value: float | None = None
+    whole: bool = True
+    ladder: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def settles(self) -> bool:
+        """Whether its weight needs no other whole measurement with its seed."""
+        if self.feasible is None:
+            return self.question != FEASIBLE
+        return self.whole or not self.feasible or self.question != FEASIBLE
 
 
 @dataclass(frozen=True)
@@ -106,7 +127,8 @@ def next_step(seen: Sequence[Seen], settings: Tuner, bounds: Bounds, seed: int) 
     noise = noise_of(seen)
     proposed = [s for s in seen if s.question == BEST]
     idle = _without_gain(seen, noise, settings)
-    if len(proposed) < settings.trials and idle < settings.patience:
+    fresh = any_untested(seen, bounds, held)
+    if len(proposed) < settings.trials and idle < settings.patience and fresh:
         return Step(BEST, None, seed)
     if any(s.feasible is None for s in proposed):
         return Wait()
@@ -114,11 +136,12 @@ def next_step(seen: Sequence[Seen], settings: Tuner, bounds: Bounds, seed: int) 
         return step
     if settings.trials == 0:
         return Stop(f"{found}; no trials below it were asked for")
-    ended = (
-        f"{idle} proposals in a row gained nothing beyond the noise"
-        if idle >= settings.patience
-        else f"all {settings.trials} proposals are measured"
-    )
+    if idle >= settings.patience:
+        ended = f"{idle} proposals in a row gained nothing beyond the noise"
+    elif len(proposed) >= settings.trials:
+        ended = f"all {settings.trials} proposals are measured"
+    else:
+        ended = "every weight that is served differently is measured"
     return Stop(f"{found}; {ended}{f' ({noise:.2%})' if noise is not None else ''}")
 
 
@@ -127,7 +150,7 @@ def answer(seen: Sequence[Seen], settings: Tuner) -> Answer:
     it costs nothing and leaves room for more load."""
     held, _ = boundary(seen)
     if held is None or settings.question == FEASIBLE:
-        values = _values(seen).get(held or 0)
+        values = _values(seen).get(held or 0) or _values(seen, parts=True).get(held or 0)
         return Answer(held, fmean(values) if values else None, noise_of(seen))
     noise = noise_of(seen)
     contenders = _contenders(seen, noise, settings)
@@ -142,6 +165,27 @@ def noise_of(seen: Sequence[Seen]) -> float | None:
     """Return the standard deviation over seeds relative to the mean, pooled over the repeated weights."""
     spread = [stdev(v) / fmean(v) for v in _values(seen).values() if len(v) > 1 and fmean(v)]
     return sqrt(fmean([s * s for s in spread])) if spread else None
+
+
+def limit_of(seen: Sequence[Seen], settings: Tuner) -> Callable[[int], float | None]:
+    """Return, for each level of a trial's ladder, the cost beyond which it has no hope; None: go on.
+
+    It is compared with the best trial at the same users. The other objectives have one level only, and to
+    look at a first part of it on its own costs more than it saves: experiments/07_batch_weight.
+    """
+    values = _values(seen)
+    if settings.prune_beyond is None or settings.objective != COST or not values:
+        return lambda _: None
+    margin = 1 + settings.prune_beyond + NOISE_WIDTH * (noise_of(seen) or 0.0)
+    whole = (s for s in seen if s.feasible and s.whole and s.value is not None and s.weight in values)
+    ladder = min(whole, key=lambda s: s.value or 0.0).ladder
+    return lambda users: ladder[users] * margin if users in ladder else None
+
+
+def any_untested(seen: Sequence[Seen], bounds: Bounds, largest: int) -> bool:
+    """Whether there is a weight up to `largest` that no settling trial has had."""
+    had = {bounds.snap(s.weight) for s in seen if s.settles and s.weight <= largest}
+    return len(had) < largest // bounds.step - bounds.lower // bounds.step + 1
 
 
 def _bisect(
@@ -160,19 +204,20 @@ def _bisect(
         return 0 if running else None
     if failed is None:
         return 0 if bounds.upper in running else None
-    if failed / held <= 1 + tolerance or failed - held <= 1:
+    if failed / held <= 1 + tolerance or failed - held <= bounds.step:
         return None
     points = sorted({held, failed} | {w for w in running if held < w < failed})
     low, high = max(pairwise(points), key=lambda pair: log(pair[1] / pair[0]))
-    if high / low <= 1 + tolerance or high - low <= 1:
+    if high / low <= 1 + tolerance or high - low <= bounds.step:
         return 0
-    return min(max(round(sqrt(low * high)), low + 1), high - 1)
+    middle = bounds.snap(round(sqrt(low * high)))
+    return middle if low < middle < high else bounds.snap(low + bounds.step)
 
 
 def _repeat(seen: Sequence[Seen], weights: Sequence[int], settings: Tuner, seed: int) -> Step | Wait | None:
     """Return the first repeat that one of `weights` still lacks; None when all have theirs."""
     for weight in weights:
-        done = {s.seed for s in seen if s.weight == weight}
+        done = {s.seed for s in seen if s.weight == weight and s.settles}
         for repeat in range(settings.repeats):
             if seed + repeat not in done:
                 return Step(REPEAT, weight, seed + repeat)
@@ -180,11 +225,14 @@ def _repeat(seen: Sequence[Seen], weights: Sequence[int], settings: Tuner, seed:
     return Wait() if waiting else None
 
 
-def _values(seen: Sequence[Seen]) -> dict[int, list[float]]:
+def _values(seen: Sequence[Seen], *, parts: bool = False) -> dict[int, list[float]]:
+    """Return weight -> values of what survived; with `parts`, also those of a part of the measurement."""
     values: dict[int, list[float]] = {}
     _, failed = boundary(seen)
     for s in seen:
-        if s.feasible and s.value is not None and isfinite(s.value) and (failed is None or s.weight < failed):
+        if not s.feasible or s.value is None or not (s.whole or parts):
+            continue
+        if isfinite(s.value) and (failed is None or s.weight < failed):
             values.setdefault(s.weight, []).append(s.value)
     return values
 
@@ -215,7 +263,7 @@ def _without_gain(seen: Sequence[Seen], noise: float | None, settings: Tuner) ->
     for s in sorted(seen, key=lambda item: (item.question == BEST, item.number)):
         if s.feasible is None:
             continue
-        value = None if s.value is None or not s.feasible else sign * s.value
+        value = None if s.value is None or not s.feasible or not s.whole else sign * s.value
         gained = value is not None and (
             record is None or value < record - NOISE_WIDTH * (noise or 0) * abs(record)
         )

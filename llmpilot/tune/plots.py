@@ -18,9 +18,10 @@ def write_plots(
     title: str,
     users: int,
     best: int | None,
+    optuna_pages: bool = True,
 ) -> None:
-    """Write `history.html`, `slice.html` and Figure 1 into `folder`, whole or not at all."""
-    if any(row["feasible"] and row["value"] is not None for row in rows):
+    """Write Figure 1, and Optuna's `history.html` and `slice.html`, into `folder`, whole or not at all."""
+    if optuna_pages and any(row["feasible"] and row["value"] is not None for row in rows):
         from optuna import visualization
 
         pages = {

@@ -11,18 +11,22 @@ Objective = Literal["e2e_ms.p50", "throughput_tok_s", "goodput_per_s", "cost_per
 COST: Objective = "cost_per_million_output_tokens"
 MAXIMIZED: tuple[Objective, ...] = ("throughput_tok_s", "goodput_per_s")
 
-BUDGET = ("storage", "study", "trials", "patience", "repeats", "contenders", "stale_after_s", "question")
+PLACE = ("storage", "study", "stale_after_s")
+"""Settings that say where a study is kept: they decide nothing of its answer."""
+BUDGET = (*PLACE, "question", "trials", "patience", "repeats", "contenders", "prune_beyond")
 """Settings that say how long to search and where to keep it: changing them goes on with the same study."""
 
 
 class Tuner(Facts):
     """How the max batch weight is searched for.
 
-    `question` feasible ends with the largest weight that survives the corner cases, found within
-    `tolerance`; best goes on from there with up to `trials` weights that TPE proposes, and ends early when
-    `patience` of them in a row brought nothing beyond the noise. A figure counts after `repeats` seeds where
-    that decides; at most `contenders` weights get so far. All but the cost are measured at `users`; the
-    cost is that of the last of `load.users` within the SLA.
+    `question` feasible ends with the largest weight that survives the corner cases and the first part of the
+    measurement (`first_part` of load.duration_s), found within `tolerance`; best goes on from there with up
+    to `trials` weights that TPE proposes, and ends early when `patience` of them in a row brought nothing
+    beyond the noise. None: nothing is tuned. A figure counts after `repeats` seeds where that decides; at
+    most `contenders` weights get so far. All but the cost are measured at `users`; the cost is that of the
+    last of `load.users` within the SLA, and a trial that is dearer than the best at the same users by more
+    than the share `prune_beyond`, and the noise, is not measured to the end of this ladder (null: all are).
 
     `lower` and `upper` [tokens] bound the search; null: the heaviest request, and what the profile's memory
     beside the weights could hold at most. `corner_users` caps the many short requests. `storage` is a
@@ -30,7 +34,7 @@ class Tuner(Facts):
     whose worker on another machine has been silent for `stale_after_s` is given up.
     """
 
-    question: Literal["feasible", "best"] = "best"
+    question: Literal["feasible", "best"] | None = "best"
     objective: Objective = "e2e_ms.p50"
     users: PositiveInt = 128
     lower: PositiveInt | None = None
@@ -40,6 +44,8 @@ class Tuner(Facts):
     patience: PositiveInt = 4
     repeats: PositiveInt = 3
     contenders: PositiveInt = 3
+    first_part: Annotated[float, Field(gt=0, le=1)] = 0.25
+    prune_beyond: PositiveFloat | None = 0.5
     corner_users: PositiveInt = 512
     storage: str | None = None
     study: str | None = None
@@ -53,3 +59,7 @@ class Tuner(Facts):
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide what a trial means: two studies that share them are one."""
         return {key: value for key, value in self.model_dump().items() if key not in BUDGET}
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the settings that decide which weight is found."""
+        return {key: value for key, value in self.model_dump().items() if key not in PLACE}

@@ -140,23 +140,29 @@ class TuningStudy:
             if step.weight is not None:
                 self._study.sampler = Planned(step.weight)
             else:
-                held, _ = boundary(self.seen())
+                seen = self.seen()
+                held, _ = boundary(seen)
                 seed += len(self._study.get_trials(deepcopy=False))
-                self._study.sampler = Proposed(bounds.lower, held or bounds.upper, seed)
+                had = {bounds.snap(s.weight) for s in seen if s.settles}
+                self._study.sampler = Proposed(bounds, held or bounds.upper, had, seed)
             trial = self._study.ask()
             trial.set_user_attr(WORKER, self._worker)
             weight = trial.suggest_int(WEIGHT, bounds.lower, bounds.upper, log=True)
             trial.set_user_attr(SEED, step.seed)
             # Last: from now on the others count this trial.
             trial.set_user_attr(QUESTION, step.question)
-        same = [s.number for s in self.seen() if s.weight == weight and s.seed == step.seed]
+        same = [
+            s.number
+            for s in self.seen()
+            if s.weight == weight and s.seed == step.seed and s.question == step.question
+        ]
         if step.weight is not None and min(same) < trial.number:
             self.abandon(trial, "another worker was quicker")
             return None
         return trial, weight
 
     def tell(self, trial: Any, outcome: Outcome, run_id: str | None) -> None:
-        """End a trial: COMPLETE with its value, or PRUNED (with what value there is) and never FAIL."""
+        """End a trial: COMPLETE with its value, or PRUNED (with the values on its way) and never FAIL."""
         from optuna.trial import TrialState
 
         with self._explained():
@@ -165,9 +171,10 @@ class TuningStudy:
             trial.set_user_attr(REASON, outcome.reason)
             trial.set_user_attr(FIGURES, outcome.figures | {"value": outcome.value})
             trial.set_user_attr(FEASIBLE, outcome.feasible)
-            if outcome.value is not None:
-                trial.report(outcome.value, step=0)
-            if outcome.feasible and outcome.value is not None:
+            on_the_way = () if outcome.value is None else ((0, outcome.value),)
+            for step, value in outcome.reports or on_the_way:
+                trial.report(value, step=step)
+            if outcome.feasible and outcome.value is not None and not outcome.pruned:
                 self._study.tell(trial, outcome.value)
             else:
                 self._study.tell(trial, state=TrialState.PRUNED)
@@ -219,7 +226,7 @@ def _open(url: str, timeout_s: float) -> Any:
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
-    wait = "timeout" if url.startswith("sqlite") else "connect_timeout"
+    wait = "timeout" if url.startswith("sqlite") or "+pg8000:" in url else "connect_timeout"
     options = {"connect_args": {wait: max(1, round(timeout_s))}, "pool_pre_ping": True}
     for attempt in range(OPEN_ATTEMPTS):
         try:
@@ -239,7 +246,7 @@ def _unusable(url: str, error: Exception) -> PilotError:
     if "locked" in text:
         cure = "another program holds the database: end it, or wait; a server database takes many workers"
     elif isinstance(error, ImportError):
-        cure = "install the database's driver, e.g. pip install psycopg2-binary or pymysql"
+        cure = "install the database's driver, e.g. pip install 'psycopg[binary]' or pymysql"
     elif "schema" in text:
         cure = "it holds another program's tables (MLflow's?): name a database of Optuna's own"
     else:
@@ -263,6 +270,8 @@ def _seen(trial: Any) -> Seen:
         feasible=attributes[FEASIBLE] if finished else None,
         reason=attributes.get(REASON),
         value=attributes.get(FIGURES, {}).get("value"),
+        whole=attributes.get(FIGURES, {}).get("whole", True),
+        ladder=trial.intermediate_values,
     )
 
 

@@ -12,6 +12,8 @@ from llmpilot.tune.trial import Outcome
 
 TAG_STUDY = "llmpilot.study"
 TAG_STOPPED = "llmpilot.stopped_because"
+TAG_WEIGHT_FROM = "llmpilot.max_batch_weight_from"
+TAG_TUNING_RUN = "llmpilot.tuning_run_id"
 PARAM_WEIGHT, PARAM_SEED, PARAM_QUESTION = "max_batch_weight", "seed", "question"
 METRIC_BEST, METRIC_VALUE, METRIC_NOISE = "best_max_batch_weight", "best_value", "noise"
 METRIC_TRIAL_VALUE = "value"
@@ -22,27 +24,37 @@ class StudyTracker(Tracker):
     """The tracker of tuning; like its base, it stays silent after the first failure."""
 
     def start_study(
-        self, name: str, run_id: str | None, params: dict[str, str], tags: dict[str, str]
+        self,
+        name: str,
+        run_id: str | None,
+        params: dict[str, str],
+        tags: dict[str, str],
+        *,
+        within: bool = False,
     ) -> str | None:
-        """Go on with the study's run, or create it; return its id."""
+        """Go on with the study's run, or create it; return its id.
+
+        `within` a characterization, the run that `mlflow run` made is not ours to take, and no worker begins
+        at the same moment.
+        """
         known = None if run_id is None else self._attempt(lambda: self._reopen(run_id))
         if known is not None:
             return known
         tags = {tracking.TAG_TASK: TUNE, TAG_STUDY: name} | tags
-        if "MLFLOW_RUN_ID" in os.environ:
+        if "MLFLOW_RUN_ID" in os.environ and not within:
             started = self.start_parent(TUNE, name, tags)
         else:
-            started = self._attempt(lambda: self._elect(name, tags))
+            started = self._attempt(lambda: self._elect(name, tags, 0.0 if within else SETTLE_S))
         if started is not None:
             self._attempt(lambda: self._log(started, params=params))
         return started
 
-    def _elect(self, name: str, tags: dict[str, str]) -> str:
+    def _elect(self, name: str, tags: dict[str, str], settle_s: float) -> str:
         """Create the study's run; where several workers do so at once, keep the earliest and return it."""
         experiment = self._experiment(TUNE)
         run = self._connect().create_run(experiment, run_name=name, tags=tags)
         created = str(run.info.run_id)
-        time.sleep(SETTLE_S)
+        time.sleep(settle_s)
         running = self._connect().search_runs(
             [experiment],
             f"tags.`{TAG_STUDY}` = '{name.replace(chr(39), chr(39) * 2)}' and attributes.status = 'RUNNING'",

@@ -17,7 +17,7 @@ from llmpilot import loadtest
 from llmpilot.tasks import characterize
 
 CELL = ("+gpu=a100", "+model=starcoder")
-QUICK = ("load.users=[1,4,16]", "load.duration_s=10", "load.warmup_s=1")
+QUICK = ("tuner=none", "load.users=[1,4,16]", "load.duration_s=10", "load.warmup_s=1")
 STATISTICS = {"p50", "p90", "p95", "p99", "mean"}
 
 
@@ -60,7 +60,7 @@ def test_the_headline_command(run: Run, workdir: Path) -> None:
         rates = "requests_ok requests_failed throughput_tok_s requests_per_s goodput_per_s failure_rate"
         assert set(rates.split()) <= set(level)
 
-    (tracked,) = runs()
+    (tracked,) = (r for r in runs() if r.data.tags["llmpilot.task"] == "characterize")
     assert tracked.info.run_id == result["run_id"]
     assert tracked.info.status == "FINISHED"
     assert steps_of(tracked, "itl_ms.p50") == [1, 2, 4, 8, 16, 32, 64, 128]
@@ -70,7 +70,7 @@ def test_the_headline_command(run: Run, workdir: Path) -> None:
     assert tracked.data.tags["llmpilot.outcome"] in ("sla_met", "sla_missed")
     wanted_files = {"config.yaml", "levels.json", "requests.parquet", "plots", "report.html", "result.json"}
     assert artifacts_of(tracked) == wanted_files
-    assert {path.name for path in workdir.iterdir()} == {"mlflow.db", "mlruns", "r.json"}
+    assert {path.name for path in workdir.iterdir()} == {"mlflow.db", "mlruns", "optuna.db", "r.json"}
 
 
 def test_the_same_seed_gives_the_same_bytes_in_another_process(run: Run) -> None:
@@ -170,7 +170,8 @@ def test_an_interrupted_run_is_kept_and_resumed(run: Run, monkeypatch: pytest.Mo
 
 
 def test_ctrl_c_in_the_middle_of_a_level(workdir: Path) -> None:
-    command = [sys.executable, "-m", "llmpilot", *CELL, "load.users=[1,128]", "load.duration_s=400000"]
+    long = ("tuner=none", "load.users=[1,128]", "load.duration_s=400000")
+    command = [sys.executable, "-m", "llmpilot", *CELL, *long]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
     for line in process.stderr:
@@ -186,7 +187,8 @@ def test_ctrl_c_in_the_middle_of_a_level(workdir: Path) -> None:
 
 
 def test_ctrl_c_in_a_sweep_ends_its_runs(workdir: Path) -> None:
-    command = [sys.executable, "-m", "llmpilot", "-m", *CELL, "load.users=[1,128]", "load.duration_s=400000"]
+    long = ("tuner=none", "load.users=[1,128]", "load.duration_s=400000")
+    command = [sys.executable, "-m", "llmpilot", "-m", *CELL, *long]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
     for line in process.stderr:

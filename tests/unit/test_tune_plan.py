@@ -17,16 +17,28 @@ from llmpilot.tune.plan import (
     Stop,
     Wait,
     answer,
+    any_untested,
     boundary,
+    limit_of,
     next_step,
     noise_of,
 )
 from llmpilot.tune.settings import Tuner
 
 
-def trial(number: int, weight: int, value: float | None, *, question: str = FEASIBLE, seed: int = 0) -> Seen:
+def trial(
+    number: int,
+    weight: int,
+    value: float | None,
+    *,
+    question: str = FEASIBLE,
+    seed: int = 0,
+    part: bool = False,
+    ladder: dict[int, float] | None = None,
+) -> Seen:
     reason = None if value is not None else "out of memory"
-    return Seen(number, question, weight, seed, value is not None, reason, value)  # type: ignore[arg-type]
+    held = value is not None
+    return Seen(number, question, weight, seed, held, reason, value, not part, ladder or {})  # type: ignore[arg-type]
 
 
 def search(truth: int, bounds: Bounds, tuner: Tuner, value: float = 1.0) -> tuple[list[Seen], Stop]:
@@ -34,7 +46,8 @@ def search(truth: int, bounds: Bounds, tuner: Tuner, value: float = 1.0) -> tupl
     while isinstance(step := next_step(seen, tuner, bounds, 0), Step):
         weight = step.weight or bounds.lower
         held = value if weight <= truth else None
-        seen.append(trial(len(seen), weight, held, question=step.question, seed=step.seed))
+        part = step.question == FEASIBLE
+        seen.append(trial(len(seen), weight, held, question=step.question, seed=step.seed, part=part))
     assert isinstance(step, Stop)
     return seen, step
 
@@ -117,3 +130,45 @@ def test_a_weight_above_a_failed_one_is_not_trusted() -> None:
     seen = [trial(0, 100, 1.0), trial(1, 200, None), trial(2, 400, 1.0)]
     assert boundary(seen) == (100, 200)
     assert answer(seen, Tuner()).weight == 100
+
+
+@given(st.integers(10, 2000), st.integers(2, 300), st.integers(1, 400))
+@settings(max_examples=200, deadline=None)
+def test_bisection_tries_only_weights_that_are_served_differently(step: int, most: int, truth: int) -> None:
+    bounds = Bounds(step, most * step, step)
+    seen, _ = search(truth * step, bounds, Tuner(question="feasible", tolerance=1e-6))
+    assert all(s.weight % step == 0 for s in seen)
+    assert boundary(seen)[0] == min(truth, most) * step
+    assert len({s.weight for s in seen}) == len(seen)
+
+
+def test_a_part_of_the_measurement_is_no_value_of_the_objective() -> None:
+    seen = [trial(0, 100, 50.0, part=True), trial(1, 400, 1.0, part=True), trial(2, 800, None)]
+    step = next_step(seen, Tuner(tolerance=1), Bounds(100, 800), 0)
+    assert step == Step(REPEAT, 400, 0)
+    assert answer(seen, Tuner(question="feasible")).value == 1.0
+    seen += [trial(3, 400, 10.0, question=REPEAT), trial(4, 200, 2.0, question=BEST, part=True)]
+    assert answer(seen, Tuner()).weight == 400, "what was given up is not chosen"
+    assert answer(seen, Tuner()).value == 10.0
+
+
+def test_costs_are_compared_at_the_same_users() -> None:
+    tuner = Tuner(objective="cost_per_million_output_tokens", prune_beyond=0.5)
+    best = trial(0, 400, 2.0, question=REPEAT, ladder={1: 20.0, 8: 4.0, 64: 2.0})
+    worse = trial(1, 200, 3.0, question=BEST, ladder={1: 20.0, 8: 3.0})
+    limit = limit_of([worse, best], tuner)
+    assert (limit(1), limit(8), limit(32)) == (30.0, 6.0, None)
+    for other in ({"prune_beyond": None}, {"objective": "e2e_ms.p50"}):
+        assert limit_of([worse, best], tuner.model_copy(update=other))(1) is None
+    assert limit_of([], tuner)(1) is None
+
+
+def test_it_ends_when_every_weight_is_measured() -> None:
+    bounds = Bounds(100, 300, 100)
+    seen, stop = search(1000, bounds, Tuner(repeats=1))
+    assert "gained nothing" in stop.because or "every weight" in stop.because
+    seen = [trial(n, w, 1.0) for n, w in enumerate((100, 200, 300))]
+    assert not any_untested(seen, bounds, 300)
+    assert any_untested(seen[:2], bounds, 300)
+    stop = next_step(seen, Tuner(repeats=1), bounds, 0)  # type: ignore[assignment]
+    assert "every weight that is served differently is measured" in stop.because

@@ -16,16 +16,17 @@ from llmpilot.errors import ConfigError, DoesNotFitError, PilotError
 from llmpilot.loadtest import open_traffic
 from llmpilot.simulator import VirtualService
 from llmpilot.sizing import plan_memory
-from llmpilot.tune import Bounds, Outcome, Tuner, TuningStudy, measure, storage_url
+from llmpilot.tune import Bounds, Outcome, Services, Tuner, TuningStudy, measure, storage_url
 from llmpilot.tune.corners import corner_cases
-from llmpilot.tune.plan import BEST, FEASIBLE, Seen, Step, boundary, next_step
+from llmpilot.tune.plan import BEST, FEASIBLE, REPEAT, Seen, Step, boundary, next_step
 from llmpilot.workload import load_workload
 
 BOUNDS = Bounds(1000, 100_000)
 MODEL, GPU = catalog.models(["flan_t5_xl"])["flan_t5_xl"], catalog.gpus(["t4"])["t4"]
 LOAD = Load(arrival="closed", users=[1, 4, 16], duration_s=10, warmup_s=1)
 TRAFFIC = open_traffic(LOAD, load_workload({"name": "paper", "model": "shipped:paper"}), 42)
-ONCE = {"sla": Sla(), "cost_per_hour": 1.0, "seed": 42, "corners": True}
+ONCE = {"sla": Sla(), "cost_per_hour": 1.0, "seed": 42}
+COST = "cost_per_million_output_tokens"
 HELD = Outcome(True, None, 5.0, (), 0.0)
 FAILED = Outcome(False, "out of memory", 2.0, (), 1.0)
 
@@ -145,10 +146,15 @@ def starter(
 
 
 def outcome(
-    weight: int, start: Callable[..., AbstractContextManager[VirtualService]], **tuner: object
+    weight: int,
+    start: Callable[..., AbstractContextManager[VirtualService]],
+    question: str = FEASIBLE,
+    limit: float | None = None,
+    **tuner: object,
 ) -> Outcome:
     settings = Tuner.model_validate({"users": 8} | tuner)
-    return measure(start, TRAFFIC, settings, weight, **ONCE)  # type: ignore[arg-type]
+    more = ONCE | {"question": question, "limit": lambda _: limit}
+    return measure(Services(start), TRAFFIC, settings, weight, **more)  # type: ignore[arg-type]
 
 
 def test_the_full_batch_fills_the_weight_to_the_token() -> None:
@@ -163,6 +169,8 @@ def test_feasible_is_what_the_memory_holds() -> None:
     held = outcome(capacity, starter())
     assert held.feasible
     assert held.value == held.figures["e2e_ms_p50"]
+    assert not held.whole
+    assert [seconds for seconds, _ in held.reports] == [round(LOAD.duration_s / 4)]
     lost = outcome(int(capacity * 1.02), starter())
     assert not lost.feasible
     assert "full batch" in str(lost.reason)
@@ -191,15 +199,111 @@ def test_a_refusal_at_start_is_an_outcome() -> None:
 
 
 def test_the_cost_is_that_at_the_last_level_within_the_sla() -> None:
-    found = outcome(20_000, starter(), objective="cost_per_million_output_tokens")
+    found = outcome(20_000, starter(), BEST, objective=COST)
     assert found.feasible
     assert found.value is not None
-    cost = Tuner(objective="cost_per_million_output_tokens")
-    once = ONCE | {"sla": Sla(itl_ms=0.001)}
-    impossible = measure(starter(), TRAFFIC, cost, 20_000, **once)  # type: ignore[arg-type]
+    once = ONCE | {"sla": Sla(itl_ms=0.001), "question": BEST}
+    cost = Tuner(objective=COST)
+    impossible = measure(Services(starter()), TRAFFIC, cost, 20_000, **once)  # type: ignore[arg-type]
     assert (impossible.feasible, impossible.value, impossible.reason) == (
         True,
         None,
         "no level keeps the SLA",
     )
     assert len(impossible.levels) == 1, "the ladder ends where the answer is known"
+
+
+def test_the_first_part_answers_feasible_and_a_repeat_is_whole() -> None:
+    part, whole = outcome(5000, starter()), outcome(5000, starter(), REPEAT)
+    assert (part.whole, whole.whole) == (False, True)
+    assert part.levels[0]["requests_ok"] < whole.levels[0]["requests_ok"]
+    assert whole.seconds < part.seconds + LOAD.duration_s, "a repeat has no corner cases"
+    assert outcome(5000, starter(), FEASIBLE, first_part=1).whole
+
+
+def test_a_hopeless_trial_is_given_up_after_a_part_of_the_ladder() -> None:
+    whole = outcome(2000, starter(), BEST, objective=COST, users=1)
+    assert len(whole.levels) == len(LOAD.levels)
+    users, first = whole.reports[0]
+    assert users == LOAD.levels[0]
+    given_up = outcome(2000, starter(), BEST, limit=first / 2, objective=COST)
+    assert (given_up.feasible, given_up.pruned, given_up.whole) == (True, True, False)
+    assert "hopeless after 1 users" in str(given_up.reason)
+    assert len(given_up.levels) == 1
+    assert given_up.seconds < whole.seconds
+    hopeful = outcome(2000, starter(), BEST, limit=first * 2, objective=COST)
+    assert (hopeful.pruned, hopeful.whole, hopeful.value) == (False, True, whole.value)
+
+
+def test_a_given_up_trial_is_pruned_in_optuna_with_its_reason_and_value(url: str) -> None:
+    study = opened(url)
+    begun = study.ask(Step(BEST, 1000, 0), BOUNDS, 0)
+    assert begun is not None
+    study.tell(
+        begun[0],
+        Outcome(True, "hopeless", 9.0, (), 0.0, whole=False, pruned=True, reports=((30, 9.0),)),
+        None,
+    )
+    (trial,) = optuna.load_study(study_name="s", storage=url).trials
+    assert (trial.state, trial.intermediate_values) == (TrialState.PRUNED, {30: 9.0})
+    (row,) = study.rows()
+    assert (row["feasible"], row["pruned"], row["reason"], row["value"]) == (True, True, "hopeless", 9.0)
+    (seen,) = study.seen()
+    assert (seen.whole, seen.ladder) == (False, {30: 9.0})
+
+
+def test_a_new_proposal_is_new_and_served_differently(url: str) -> None:
+    study, bounds = opened(url), Bounds(1000, 5000, step=1000)
+    weights = []
+    for weight in (1000, 5000, None, None, None):
+        begun = study.ask(Step(BEST if weight is None else REPEAT, weight, 0), bounds, 0)
+        assert begun is not None
+        study.tell(begun[0], HELD, None)
+        weights.append(begun[1])
+    assert sorted(weights) == [1000, 2000, 3000, 4000, 5000]
+
+
+class Started:
+    """Counts what is started and ended."""
+
+    def __init__(self) -> None:
+        self.weights: list[int] = []
+        self.ended = 0
+
+    @contextmanager
+    def __call__(self, weight: int):  # type: ignore[no-untyped-def]
+        self.weights.append(weight)
+        try:
+            yield SimulatedEngine().service(MODEL, GPU, weight)
+        finally:
+            self.ended += 1
+
+
+def test_a_service_is_started_anew_only_for_another_weight() -> None:
+    start = Started()
+    services = Services(start)
+    for weight in (1000, 2000, 2000):
+        with services.under(weight) as service:
+            assert service.rule.max_batch_weight == weight  # type: ignore[union-attr]
+    assert (start.weights, start.ended, services.deployments) == ([1000, 2000], 1, 2)
+    with pytest.raises(ZeroDivisionError), services.under(2000):
+        raise ZeroDivisionError
+    assert start.ended == 2
+    services.discard()
+    assert start.ended == 2
+
+
+def test_a_live_weight_needs_one_deployment_until_something_fails() -> None:
+    start = Started()
+    services = Services(start, SimulatedEngine().reweighted)  # type: ignore[arg-type]
+    capacity = SimulatedEngine().memory(MODEL, GPU).kv_capacity_tokens
+    settings = Tuner(users=8)
+    found = [
+        measure(services, TRAFFIC, settings, weight, **ONCE, question=FEASIBLE)  # type: ignore[arg-type]
+        for weight in (2000, 3000, capacity * 2, 4000, 5000)
+    ]
+    assert [one.feasible for one in found] == [True, True, False, True, True]
+    assert [one.deployments for one in found] == [1, 0, 0, 1, 0]
+    assert start.weights == [2000, 4000]
+    alone = outcome(5000, starter())
+    assert (found[-1].value, found[-1].levels) == (alone.value, alone.levels), "as if started with it"

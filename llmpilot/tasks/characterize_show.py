@@ -1,0 +1,65 @@
+"""What a person sees of a characterization: what will happen, and what it has come to."""
+
+from typing import Any
+
+from llmpilot import report
+from llmpilot.config import Tracking
+from llmpilot.console import note, say
+from llmpilot.deploy.external import ExternalDeployment
+from llmpilot.deploy.simulated import SimulatedDeployment
+from llmpilot.runfolder import RunFolder
+from llmpilot.tasks import client_check
+from llmpilot.tasks.cell import Cell
+from llmpilot.tracking import Tracker
+
+REAL_SERVICE = "engine=openai deployment=external deployment.url=http://HOST:PORT"
+
+
+def announce(cell: Cell, settings: Tracking) -> None:
+    """Say first what is simulated, then what will happen and where the results go."""
+    if isinstance(cell.deployment, SimulatedDeployment):
+        say(
+            f"SIMULATED: {cell.name}, no GPU and no engine is used. "
+            f"To measure a real service, add: {REAL_SERVICE}",
+            style="bold yellow",
+        )
+        note(f"step times: {cell.facts()['calibration']['source']}")
+    else:
+        where = (
+            f"the service at {cell.deployment.url}"
+            if isinstance(cell.deployment, ExternalDeployment)
+            else f"{cell.engine.name} on this machine, whatever its hardware; the GPU profile is a label"
+        )
+        say(f"MEASURED: {cell.name}, by {where}", style="bold")
+    ladder = ", ".join(f"{level:g}" for level in cell.load.levels)
+    note(
+        f"{cell.load.unit}: {ladder}; "
+        f"{cell.load.duration_s:g} s each after {cell.load.warmup_s:g} s warm-up; "
+        f"workload {cell.workload_name}; max batch weight {_tokens(cell)}; "
+        f"tracked in {settings.uri}"
+    )
+
+
+def show(result: dict[str, Any], folder: RunFolder, tracker: Tracker, *, brief: bool) -> None:
+    """Print the table, the conclusion and where to look further; in a sweep the conclusion only."""
+    if not brief:
+        report.print_table(result)
+    say(report.conclusion(result), style="bold")
+    for text in report.short_windows(result):
+        say(f"WINDOW TOO SHORT at {text}", style="bold red")
+    if "client" in result:
+        client_check.show(result)
+    if tracker.problem is None and not brief:
+        say(f"run {folder.state['run_id']}; look and compare: {_how_to_look(tracker.tracking)}")
+
+
+def _tokens(cell: Cell) -> str:
+    if cell.tuned_by is not None:
+        return "to be tuned"
+    return "the server's own" if cell.max_batch_weight is None else f"{cell.max_batch_weight:,} tokens"
+
+
+def _how_to_look(settings: Tracking) -> str:
+    if settings.uri.startswith(("http://", "https://")):
+        return settings.uri
+    return f"mlflow ui --backend-store-uri {settings.uri}"

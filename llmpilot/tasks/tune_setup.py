@@ -1,0 +1,102 @@
+"""What a study is of: between which weights it searches, and what makes it the same study or another."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+from llmpilot.deploy.external import ExternalDeployment
+from llmpilot.engine.llamacpp import MAX_SLOTS, LlamaCppEngine
+from llmpilot.engine.vllm import VllmEngine
+from llmpilot.errors import ConfigError
+from llmpilot.sizing import plan_memory
+from llmpilot.tasks.cell import Cell
+from llmpilot.tune import Bounds, Tuner
+from llmpilot.tune.settings import COST
+
+
+def untunable(cell: Cell) -> str | None:
+    """Return why the max batch weight of this cell's service cannot be tuned; None where it can."""
+    if isinstance(cell.deployment, ExternalDeployment):
+        return "it belongs to a service that is already running"
+    if isinstance(cell.engine, LlamaCppEngine) and cell.engine.slots is not None:
+        return f"engine.slots={cell.engine.slots} sets it"
+    if cell.load.arrival == "replay":
+        return "a replayed trace ends, and the tuner's users do not"
+    least, most, step = _range(cell)
+    if most < least + step:
+        return f"there is only one: {least:,} tokens"
+    return None
+
+
+def with_closed_loop(cell: Cell, settings: Tuner) -> Cell:
+    """Return the cell under the load that tuning puts on it: users of the same workload, in a closed loop."""
+    if cell.load.arrival == "closed":
+        return cell
+    changes = {"arrival": "closed", "users": [settings.users], "rates_per_s": None}
+    load = cell.load.model_copy(update=changes)
+    return replace(cell, load=load, traffic=replace(cell.traffic, load=load))
+
+
+def bounds_of(cell: Cell, settings: Tuner) -> Bounds:
+    """Return between which weights to search: the given ones, or the heaviest request's weight and what all
+    memory beside the weights could hold, without any reserve.
+
+    Raises:
+        ConfigError: the load is no closed loop, the cap cannot be set, or the bounds are empty.
+    """
+    if cell.load.arrival != "closed":
+        raise ConfigError("task tune needs a closed loop", given=cell.load.arrival, cure="load=closed_loop")
+    if isinstance(cell.deployment, ExternalDeployment):
+        raise ConfigError(
+            "the max batch weight of a service that is already running cannot be tuned",
+            cure="use a deployment that starts the service, e.g. deployment=simulated",
+        )
+    if why := untunable(cell):
+        raise ConfigError(f"there is no max batch weight to tune: {why}", cure="leave that out")
+    least, most, step = _range(cell)
+    lower = least if settings.lower is None else settings.lower
+    upper = most if settings.upper is None else settings.upper
+    if lower < least:
+        raise ConfigError(
+            f"tuner.lower={lower} is below the workload's heaviest request: it could never be served",
+            cure=f"set tuner.lower to {least} or more, or leave it out",
+        )
+    if lower >= upper:
+        raise ConfigError(
+            f"there is nothing between tuner.lower={lower} and tuner.upper={upper}",
+            cure="leave them out, or set tuner.upper above tuner.lower",
+        )
+    bounds = Bounds(lower, upper, step)
+    return replace(bounds, upper=bounds.snap(upper))
+
+
+def _range(cell: Cell) -> tuple[int, int, int]:
+    """Return the least and the largest max batch weight that may make sense, and between two the step."""
+    heaviest = cell.traffic.heaviest_request_tokens
+    most = plan_memory(
+        cell.model, cell.gpu, memory_utilization=1.0, reserve_gb_per_gpu=0.0
+    ).kv_capacity_tokens
+    if isinstance(cell.engine, LlamaCppEngine) and not cell.engine.unified_kv:
+        return heaviest, min(most, MAX_SLOTS * heaviest), heaviest
+    return heaviest, most, cell.engine.block_size if isinstance(cell.engine, VllmEngine) else 1
+
+
+def study_hash(cell: Cell, settings: Tuner, bounds: Bounds) -> str:
+    """Return a hash that two studies share exactly when their trials mean the same.
+
+    The ladder of load, the price and the SLA's latencies decide only what has to do with them.
+    """
+    facts = replace(cell, max_batch_weight=None).facts()
+    if settings.objective != COST:
+        facts["load"].pop("users")
+        facts["gpu"].pop("price_per_hour")
+    if settings.objective in ("e2e_ms.p50", "throughput_tok_s"):
+        facts["sla"] = cell.sla.max_failure_rate
+    tuner = settings.identity() | {"bounds": [bounds.lower, bounds.upper, bounds.step]}
+    canonical = json.dumps({"cell": facts, "tuner": tuner}, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def study_name(cell: Cell, settings: Tuner, config_hash: str) -> str:
+    """Return `starcoder on 1 x A100-40GB, simulated, paper, e2e_ms.p50, 0123456789ab`."""
+    return f"{cell.name}, {cell.engine.name}, {cell.workload_name}, {settings.objective}, {config_hash[:12]}"
