@@ -1,0 +1,220 @@
+"""The project's own characterizations as rows: read from MLflow, with what was left out and why.
+
+A row enters only under the hardware that it was really measured on. Tuning trials are not read.
+"""
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmpilot import tracking
+from llmpilot.config import Gpu, Model, Tracking, parse
+from llmpilot.dataset.facts import single
+from llmpilot.dataset.hardware import runs_on
+from llmpilot.dataset.table import Dataset, frame_of, merge
+from llmpilot.errors import ConfigError, TrackingError
+from llmpilot.secrets import redact
+from llmpilot.tracking import CHARACTERIZE, Tracker
+
+SOURCE = "llmpilot characterize"
+LEVELS_FILE = "levels.json"
+PAGE = 500
+
+INFEASIBLE = "runs that were infeasible"
+NOT_SIMULATED = "runs that were simulated"
+OTHER_HARDWARE = "runs on other hardware than their GPU profile"
+OPEN_LOOP = "runs without closed-loop users"
+NO_LEVELS = "runs without levels"
+NO_FACTS = "runs whose facts cannot be read"
+SHORT_WINDOW = "levels whose window was too short"
+CLIENT = "levels at which the client was the bottleneck"
+NO_LATENCIES = "levels without latencies"
+
+
+@dataclass
+class Collected:
+    """What was found: the rows of the finished runs, how much was left out for which reason, and remarks."""
+
+    dataset: Dataset
+    left_out: Counter[str] = field(default_factory=Counter)
+    remarks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A finished characterization: its id, params and tags, and its levels; None where it kept none."""
+
+    run_id: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    levels: list[dict[str, Any]] | None
+
+
+def from_runs(settings: Tracking, *, simulated: bool = False) -> Dataset:
+    """Return the rows of the project's own finished characterizations: none, where there is no such run.
+
+    Raises:
+        TrackingError: MLflow cannot be read.
+    """
+    return collect(settings, simulated=simulated).dataset
+
+
+def collect(settings: Tracking, *, simulated: bool = False) -> Collected:
+    """Return the same as `from_runs`, with what was left out.
+
+    Every level of a finished closed-loop run is a row, but for levels at which the client was the bottleneck,
+    those whose window was too short to be judged by, and those without latencies. Runs on other hardware
+    than their label says are left out, and simulated ones unless asked for. A service that was not started
+    by us is taken for what its run says it is.
+
+    Raises:
+        TrackingError: MLflow cannot be read.
+    """
+    found = Collected(merge())
+    parts = []
+    for run in _finished(settings, simulated=simulated):
+        if (part := _dataset(run, found, simulated=simulated)) is not None:
+            parts.append(part)
+    found.dataset = merge(*parts)
+    return found
+
+
+def _dataset(run: _Run, found: Collected, *, simulated: bool) -> Dataset | None:
+    """Return one run's rows, or None; what is left out is counted in `found`."""
+    measurement = run.tags.get(tracking.TAG_MEASUREMENT)
+    if run.tags.get(tracking.TAG_OUTCOME) == "infeasible":
+        found.left_out[INFEASIBLE] += 1
+        return None
+    if measurement == "simulated" and not simulated:
+        found.left_out[NOT_SIMULATED] += 1
+        return None
+    try:
+        model = parse(Model, _part(run.params, "model"), "model")
+        gpu = parse(Gpu, _part(run.params, "gpu"), "gpu")
+    except ConfigError as error:
+        found.left_out[NO_FACTS] += 1
+        found.remarks.append(f"run {run.run_id}: {error.wrong}")
+        return None
+    hardware = run.tags.get(tracking.TAG_HARDWARE)
+    if hardware is not None and not runs_on(gpu, hardware):
+        found.left_out[OTHER_HARDWARE] += 1
+        found.remarks.append(f"run {run.run_id} is labelled {gpu.profile}, but was measured on {hardware}")
+        return None
+    if run.params.get("load.arrival") != "closed":
+        found.left_out[OPEN_LOOP] += 1
+        return None
+    if not run.levels:
+        found.left_out[NO_LEVELS] += 1
+        return None
+    slow_client = set(run.tags.get(tracking.TAG_CLIENT_BOTTLENECK, "").split(", "))
+    weight = run.params.get("max_batch_weight", "None")
+    same = {
+        "model": model.name,
+        "gpu": gpu.name,
+        "count": gpu.count,
+        "max_batch_weight": int(weight) if weight.isdigit() else None,
+        "engine": run.params.get("engine.name"),
+        "workload": run.params.get("workload.name"),
+        "measurement": measurement,
+        "hardware": hardware,
+        "source": SOURCE,
+        "run_id": run.run_id,
+    }
+    rows = []
+    for level in run.levels:
+        if f"{level['level']:g}" in slow_client:
+            found.left_out[CLIENT] += 1
+        elif level.get("window_problem") is not None:  # which runs of earlier versions do not state
+            found.left_out[SHORT_WINDOW] += 1
+        elif level["nttft_ms"]["p50"] is None or level["itl_ms"]["p50"] is None:
+            found.left_out[NO_LATENCIES] += 1
+        else:
+            rows.append(same | _figures(level))
+    return Dataset(frame_of(rows), {model.name: model}, {gpu.name: single(gpu)})
+
+
+def _figures(level: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "users": level["users"],
+        "nttft_ms": level["nttft_ms"]["p50"],
+        "itl_ms": level["itl_ms"]["p50"],
+        "ttft_ms": level["ttft_ms"]["p50"],
+        "e2e_ms": level["e2e_ms"]["p50"],
+        "nttft_ms_p95": level["nttft_ms"]["p95"],
+        "itl_ms_p95": level["itl_ms"]["p95"],
+        "throughput_tok_s": level["throughput_tok_s"],
+        "failure_rate": level["failure_rate"],
+        "requests": level["requests_ok"] + level["requests_failed"],
+    }
+
+
+def _part(params: dict[str, str], name: str) -> dict[str, Any]:
+    """Return the facts under `name` of a run's flat params; they hold what `+model=hf` derived, too."""
+    facts: dict[str, Any] = {}
+    for key, value in params.items():
+        group, _, path = key.partition(".")
+        if group == name:
+            outer, _, inner = path.partition(".")
+            plain = None if value == "None" else value
+            if inner:
+                facts.setdefault(outer, {})[inner] = plain
+            else:
+                facts[outer] = plain
+    return facts
+
+
+def _finished(settings: Tracking, *, simulated: bool) -> list[_Run]:
+    reader = _Reader(settings)
+    runs = reader.runs(simulated=simulated)
+    if runs is None:
+        raise TrackingError(
+            f"your own runs cannot be read: {reader.problem}",
+            given=f"tracking.uri={redact(settings.uri)}",
+            cure="start MLflow, or name another with tracking.uri=...; runs=false does without your runs",
+        )
+    return runs
+
+
+class _Reader(Tracker):
+    """Reads characterizations from MLflow; makes no experiment of its own there."""
+
+    def runs(self, *, simulated: bool) -> list[_Run] | None:
+        """Return all finished characterizations but parents of sweeps; None: MLflow cannot be read."""
+        return self._attempt(lambda: list(self._runs(simulated=simulated)))
+
+    def _runs(self, *, simulated: bool) -> Iterator[_Run]:
+        client = self._connect()
+        experiment = client.get_experiment_by_name(f"{self.tracking.experiment_prefix}/{CHARACTERIZE}")
+        # `mlflow run` puts its runs into an experiment of its own choice.
+        candidates = [experiment and experiment.experiment_id, os.environ.get("MLFLOW_EXPERIMENT_ID")]
+        experiments = sorted({id_ for id_ in candidates if id_})
+        token: str | None = ""
+        while experiments and token is not None:
+            page = client.search_runs(
+                experiments,
+                f"attributes.status = 'FINISHED' and tags.`{tracking.TAG_TASK}` = '{CHARACTERIZE}'",
+                max_results=PAGE,
+                order_by=["attributes.start_time ASC"],
+                page_token=token or None,
+            )
+            for run in page:
+                # The parent of a sweep measured nothing itself.
+                if tracking.TAG_CONFIG_HASH in run.data.tags:
+                    skipped = run.data.tags.get(tracking.TAG_MEASUREMENT) == "simulated" and not simulated
+                    levels = None if skipped else self._levels(run.info.run_id)
+                    yield _Run(run.info.run_id, dict(run.data.params), dict(run.data.tags), levels)
+            token = page.token or None
+
+    def _levels(self, run_id: str) -> list[dict[str, Any]] | None:
+        client = self._connect()
+        if LEVELS_FILE not in {file.path for file in client.list_artifacts(run_id)}:
+            return None
+        with tempfile.TemporaryDirectory(prefix="llmpilot-") as folder:
+            path = Path(client.download_artifacts(run_id, LEVELS_FILE, folder))
+            levels: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        return levels
