@@ -18,9 +18,10 @@ GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
     [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))],
 )
 def test_every_option_of_every_group_composes_and_parses(group: str, option: str) -> None:
-    prefix = "+" if group in ("gpu", "model", "tuner") else ""
+    prefix = "+" if group in ("gpu", "model") else ""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[f"{prefix}{group}={option}"])
+        task = ["task=evaluate"] if group == "predictor" else []
+        cfg = compose("config", overrides=[*task, f"{prefix}{group}={option}"])
     if group in ("engine", "deployment"):
         cfg[group].update({"url": "http://127.0.0.1:8000"} if option == "external" else {})
         build(cfg[group], group)
@@ -32,6 +33,8 @@ def test_every_option_of_every_group_composes_and_parses(group: str, option: str
         assert load_workload(cfg.workload).longest()[0] > 0
     elif group == "task":
         assert cfg.task.name == option
+    elif group == "predictor":
+        assert build(cfg.predictor, "predictor").name == option
 
 
 @pytest.mark.parametrize(

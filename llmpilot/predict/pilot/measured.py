@@ -1,0 +1,60 @@
+"""Cells of the LLM in question that were measured after all, laid beside those that are asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from llmpilot import catalog
+from llmpilot.config import Gpu, Model
+from llmpilot.predict.pilot.cells import Rows
+from llmpilot.predict.prediction import Floats
+
+METRICS = ("nttft_ms", "itl_ms")
+NTTFT, ITL = 0, 1
+"""The order of all last axes of two."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """n cells: `profile` [n] are indices of the profiles asked for, or beyond them; `truth` [n, 2] the logs
+    of what was measured."""
+
+    rows: Rows
+    profile: NDArray[np.int64]
+    truth: Floats
+
+    def on_grid(self, profiles: int, users: Sequence[int]) -> Floats:
+        """Return the logs of what was measured, [metric, profile, users], NaN elsewhere."""
+        grid = np.full((len(METRICS), profiles, len(users)), np.nan)
+        for profile, load, values in zip(self.profile, self.rows.users, self.truth, strict=True):
+            if profile < profiles and load in users:
+                grid[:, profile, list(users).index(int(load))] = values
+        return grid
+
+
+def measured_of(model: Model, profiles: Sequence[Gpu], table: pd.DataFrame | None) -> Measured | None:
+    """Return the cells in a data set's `table`; of one measured more than once, the mean of the logs.
+
+    Rows on GPU types that neither the profiles nor the catalogue know tell nothing and are passed over.
+    """
+    if table is None:
+        return None
+    logs = {name: np.log(table[name].astype(float)) for name in METRICS}
+    cells = (
+        table.assign(**logs).groupby(["gpu", "count", "users"])[list(METRICS)].mean().dropna().reset_index()
+    )
+    types = {gpu.name: gpu for gpu in (*catalog.gpus().values(), *profiles)}
+    cells = cells[cells["gpu"].isin(types)]
+    if not len(cells):
+        return None
+    places = {(gpu.name, gpu.count): at for at, gpu in enumerate(profiles)}
+    keys = [(gpu, int(count)) for gpu, count in zip(cells["gpu"], cells["count"], strict=True)]
+    for key in keys:
+        places.setdefault(key, len(places))
+    pairs = tuple((model, types[gpu].model_copy(update={"count": count})) for gpu, count in places)
+    profile = np.array([places[key] for key in keys], dtype=np.int64)
+    rows = Rows(pairs, profile, cells["users"].to_numpy(float))
+    return Measured(rows, profile, cells[list(METRICS)].to_numpy(float))

@@ -1,0 +1,48 @@
+"""What every predictor is: fitted on a dataset, it tells the latencies of a model on GPU profiles under load.
+
+A predictor is a behaviour of the configuration (`predictor=pilot`). Fitting gives a `Fitted`, which knows
+only the dataset it was given; evaluation relies on that to leave one LLM out.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import pandas as pd
+
+from llmpilot.config import Facts, Gpu, Model
+from llmpilot.dataset import Dataset
+from llmpilot.predict.decision import Choice, Need, choose
+from llmpilot.predict.prediction import Prediction
+
+
+class Fitted(ABC):
+    """A predictor that has seen a dataset."""
+
+    @abstractmethod
+    def predict(
+        self,
+        model: Model,
+        profiles: Sequence[Gpu],
+        users: Sequence[int],
+        measured: pd.DataFrame | None = None,
+    ) -> Prediction:
+        """Return the latencies of `model` on each profile for each user count (rising).
+
+        `measured` holds rows of a dataset's table that were measured of this very model, if any.
+        """
+
+    def choose(self, prediction: Prediction, need: Need) -> Choice | None:
+        """Return the GPU profile and the number of pods to take; None: nothing will do."""
+        return choose(prediction, need)
+
+
+class Predictor(Facts, ABC):
+    """How to learn from a dataset. `references` are the profiles of a new LLM that must be measured first,
+    written `1xT4`."""
+
+    name: str
+    references: tuple[str, ...] = ()
+
+    @abstractmethod
+    def fit(self, data: Dataset, seed: int) -> Fitted:
+        """Learn from all rows of `data`; every random choice follows from `seed`."""

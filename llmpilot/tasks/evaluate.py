@@ -1,0 +1,157 @@
+"""Task `evaluate`: how good the recommendations of a predictor are for LLMs that it has not seen."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from omegaconf import DictConfig
+from pydantic import Field, PositiveFloat, PositiveInt
+from rich.table import Table
+
+from llmpilot import console, interrupts
+from llmpilot.config import Facts, Sla, Users, build, parse
+from llmpilot.dataset import Dataset, load, published
+from llmpilot.errors import ConfigError
+from llmpilot.files import require_writable
+from llmpilot.predict.decision import Need
+from llmpilot.predict.evaluation import Fold, evaluate, profile_names, workers
+from llmpilot.predict.predictor import Predictor
+from llmpilot.predict.report import predictions_table, recommendations_table, summary
+from llmpilot.predict.scores import grid_of
+
+PUBLISHED = "published"
+
+
+class Grid(Facts):
+    """The settings over which scores are averaged."""
+
+    nttft_ms: Annotated[list[PositiveFloat], Field(min_length=1)]
+    itl_ms: Annotated[list[PositiveFloat], Field(min_length=1)]
+    users: Annotated[list[Users], Field(min_length=1)]
+
+
+class Evaluation(Facts):
+    """The task's part of the configuration, `evaluate`."""
+
+    seeds: Annotated[int, Field(ge=1, le=1000)]
+    measured: list[str]
+    grid: Grid
+    workers: PositiveInt
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Evaluate the composed predictor; return its scores, as fractions.
+
+    Raises:
+        ConfigError, DatasetError: an impossible option, or a data set that cannot be used.
+    """
+    started = time.perf_counter()
+    settings = parse(Evaluation, cfg.evaluate, "evaluate")
+    predictor: Predictor = build(cfg.predictor, "predictor")
+    sla = parse(Sla, cfg.sla, "sla")
+    data = data_of(cfg.dataset)
+    _refuse_unknown_profiles(data, settings.measured)
+    output = Path(str(cfg.predictions_file)).expanduser() if cfg.predictions_file else None
+    if output is not None:
+        require_writable(output)
+    paper = paper_need(cfg.users, sla)
+    needs = [paper, *grid_of(**settings.grid.model_dump())]
+    both = [*needs, *(need.counting_failures() for need in needs)]
+
+    folds: list[Fold] = []
+    seeds = range(int(cfg.seed), int(cfg.seed) + settings.seeds)
+    total = settings.seeds * len(data.models)
+    with workers(settings.workers) as run_on, console.err.status("") as status:
+        for fold in evaluate(predictor, data, both, seeds, measured=settings.measured, run=run_on):
+            folds.append(fold)
+            interrupts.check()
+            status.update(f"{predictor.name}: {len(folds)} of {total} folds, last {fold.model}")
+    result = {
+        "predictor": predictor.name,
+        "measured": [*predictor.references, *settings.measured],
+        **summary(folds, len(needs)),
+        "dataset": data.content_hash,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    if output is not None:
+        beside = output.with_suffix(f".recommendations{output.suffix}")
+        predictions_table(folds).to_csv(output, index=False)
+        recommendations_table(folds, both).to_csv(beside, index=False)
+        result |= {"predictions_file": str(output), "recommendations_file": str(beside)}
+    _show(result, paper)
+    return result
+
+
+def paper_need(users: Any, sla: Sla) -> Need:
+    """Return the single setting to score.
+
+    Raises:
+        ConfigError: the SLA limits what no predictor predicts.
+    """
+    refused = {"ttft_ms": sla.ttft_ms, "tpot_ms": sla.tpot_ms, "e2e_ms": sla.e2e_ms}
+    given = {f"sla.{name}={value}" for name, value in refused.items() if value is not None}
+    if sla.percentile != 50:
+        given.add(f"sla.percentile={sla.percentile}")
+    if given:
+        raise ConfigError(
+            "predictors know the medians of nTTFT and ITL only",
+            given=", ".join(sorted(given)),
+            cure="limit sla.nttft_ms and sla.itl_ms at percentile 50",
+        )
+    limits = {name: value for name in ("nttft_ms", "itl_ms") if (value := getattr(sla, name)) is not None}
+    if not isinstance(users, int) or users < 1:
+        raise ConfigError("users is not possible", given=users, cure="users=200: a whole number from 1 on")
+    return Need(users=users, **limits)
+
+
+def data_of(source: Any) -> Dataset:
+    """Return the published table, or a file of task=dataset."""
+    return published() if source == PUBLISHED else load(Path(str(source)).expanduser())
+
+
+def _refuse_unknown_profiles(data: Dataset, wanted: list[str]) -> None:
+    known = profile_names(data.table)
+    for name in wanted:
+        if not any(name.lower().replace(" ", "") in names for names in known):
+            raise ConfigError(
+                f"no LLM was measured on {name}",
+                given=f"evaluate.measured={wanted}",
+                cure=f"evaluate.measured=[1xH100]; there are {', '.join(sorted(min(n) for n in known))}",
+            )
+
+
+def _show(result: dict[str, Any], paper: Need) -> None:
+    limits = f"nTTFT {paper.nttft_ms:g} ms, ITL {paper.itl_ms:g} ms, {paper.users} users"
+    table = Table(title=f"{result['predictor']}: each LLM left out, {len(result['seeds'])} seeds")
+    for column in ("", "S", "O", "S/O", "sd over seeds", "efficiency"):
+        table.add_column(column, justify="left" if not column else "right")
+    for title, scores in (
+        (f"the paper's setting: {limits}", result["paper"]),
+        ("mean over the grid", result["grid"]),
+        ("the setting, failures at most 1%", result["with_failures"]["paper"]),
+        ("grid, failures at most 1%", result["with_failures"]["grid"]),
+    ):
+        table.add_row(
+            title,
+            f"{scores['success_rate']:.1%}",
+            "-" if scores["overspend"] is None else f"{scores['overspend']:.1%}",
+            f"{scores['so_score']:.3f}",
+            f"{scores['so_score_sd']:.3f}",
+            f"{scores['efficiency']:.3f}",
+        )
+    console.out.print(table)
+    models = Table(title="by LLM, over the seeds")
+    for column in ("LLM", "recommended", "succeeds", "grid S", "grid efficiency", "nTTFT error", "ITL error"):
+        models.add_column(column, justify="left" if column in ("LLM", "recommended") else "right")
+    for row in result["per_model"]:
+        models.add_row(
+            row["model"],
+            ", ".join(f"{name} ({times})" for name, times in row["recommended"].items()),
+            f"{row['paper_success_rate']:.0%}",
+            f"{row['grid_success_rate']:.0%}",
+            f"{row['grid_efficiency']:.2f}",
+            *("-" if row[name] is None else f"{row[name]:.1%}" for name in ("nttft_mape", "itl_mape")),
+        )
+    console.out.print(models)
+    mape = [f"{n} {v:.1%}" for n, v in result["mape"].items() if v is not None]
+    console.say(f"mean error: {', '.join(mape) or 'it predicts no latencies'}; {result['seconds']:.0f} s")
