@@ -23,7 +23,7 @@ ORDER = [
     "tune",
     "dataset",
     "predict",
-    "recommend",
+    "recommendation",
     "serving",
     "report progress",
     "sweep",

@@ -1,0 +1,68 @@
+"""What a recommendation rests on: the data set, the user's own runs, the description of the model."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmpilot import catalog
+from llmpilot.config import Model, Tracking
+from llmpilot.dataset import Dataset, from_runs, load, merge, published
+from llmpilot.errors import ConfigError, did_you_mean
+from llmpilot.hf_config import model_from_hf_config
+
+PUBLISHED = "published"
+
+
+def data_of(dataset: str | Path, tracking: Tracking | None) -> Dataset:
+    """Return the published measurements or those in a file, with the user's own runs of the tracking store.
+
+    `tracking` None does without own runs; so does a local store that does not exist yet.
+
+    Raises:
+        DatasetError: no such file, or no data set.
+        TrackingError: the tracking store cannot be read.
+    """
+    data = published() if str(dataset) == PUBLISHED else load(Path(dataset).expanduser())
+    if tracking is None or not _is_there(tracking.uri):
+        return data
+    own = from_runs(tracking)
+    if not len(own):
+        return data
+    # A file that was written with the same runs in it holds them already.
+    known = set(data.table["run_id"].dropna())
+    fresh = own.select(~own.table["run_id"].isin(known))
+    return merge(data, fresh) if len(fresh) else data
+
+
+def _is_there(uri: str) -> bool:
+    """Whether a local store exists: to ask one that does not would make it."""
+    scheme, _, path = uri.partition(":///")
+    return scheme != "sqlite" or not path or Path(path).exists()
+
+
+def model_of(model: str | Path | Mapping[str, Any] | Model) -> Model:
+    """Return the facts of a model: of the catalogue by name, from a Hugging Face config.json or its content.
+
+    Raises:
+        ConfigError: neither a name of the catalogue nor a file, or the config cannot be used.
+    """
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, Mapping):
+        with tempfile.TemporaryDirectory(prefix="llmpilot-") as folder:
+            hub = str(model.get("_name_or_path") or "model").rstrip("/").rpartition("/")[2]
+            file = Path(folder) / f"{hub}.json"
+            file.write_text(json.dumps(dict(model)), encoding="utf-8")
+            return model_from_hf_config(file)
+    known = catalog.options("model")
+    if isinstance(model, str) and model in known:
+        return catalog.models([model])[model]
+    if Path(model).expanduser().exists():
+        return model_from_hf_config(Path(model).expanduser())
+    raise ConfigError(
+        f"there is no model {str(model)!r}, and no such file",
+        given=f"model={model}",
+        cure=f"{did_you_mean(str(model), known)}there are {', '.join(known)}; or the path of a config.json",
+    )

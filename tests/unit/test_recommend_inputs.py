@@ -1,0 +1,209 @@
+"""What a recommendation starts from: which profiles hold a model, prices, the SLA, the model, the data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmpilot import catalog
+from llmpilot.config import Sla, Tracking
+from llmpilot.dataset import published, save
+from llmpilot.errors import ConfigError
+from llmpilot.recommendation.fitting import split_by_fit, why_unfit
+from llmpilot.recommendation.need import need_of
+from llmpilot.recommendation.prices import profiles_at, read_prices
+from llmpilot.recommendation.serve_line import longest_request, vllm_argv
+from llmpilot.recommendation.sources import data_of, model_of
+from llmpilot.sizing import plan_memory
+
+HEAVIEST = 946  # tokens, of the paper's workload
+MODELS = catalog.models()
+GPUS = catalog.gpus()
+
+# --- what fits -------------------------------------------------------------------------------------------
+
+
+def test_every_pair_that_was_measured_fits() -> None:
+    data = published()
+    pairs = data.table[["model", "gpu", "count"]].drop_duplicates()
+    assert len(pairs) == 66
+    for row in pairs.itertuples():
+        gpu = data.gpus[row.gpu].model_copy(update={"count": row.count})
+        assert why_unfit(data.models[row.model], gpu, HEAVIEST) is None, (row.model, gpu.profile)
+
+
+def test_what_does_not_fit_is_told_with_its_arithmetic() -> None:
+    fit, unfit = split_by_fit(MODELS["llama_3_1_70b"], catalog.gpu_profiles(["t4", "h100"]), HEAVIEST)
+    assert [gpu.profile for gpu in fit] == ["2 x H100", "4 x H100", "8 x H100"]
+    assert [gpu.profile for gpu, _ in unfit] == ["1 x T4", "2 x T4", "4 x T4", "1 x H100"]
+    for _, reason in unfit:
+        assert reason.startswith("does not fit: ")
+        assert "GB weights" in reason
+
+
+def test_heads_must_split_evenly() -> None:
+    eight = GPUS["h100"].model_copy(update={"count": 8})
+    assert MODELS["qwen2_5_7b"].n_heads == 28
+    assert (
+        why_unfit(MODELS["qwen2_5_7b"], eight, HEAVIEST)
+        == "28 attention heads cannot be split evenly over 8 GPUs"
+    )
+
+
+def test_room_for_less_than_one_request_is_no_room() -> None:
+    model, gpu = MODELS["llama_3_1_8b"], GPUS["a10"]
+    capacity = plan_memory(model, gpu).kv_capacity_tokens
+    assert why_unfit(model, gpu, capacity) is None
+    assert f"the heaviest request holds {capacity + 1:,}" in str(why_unfit(model, gpu, capacity + 1))
+
+
+# --- prices ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.csv", "# ours\ngpu,count,price_per_hour\na100,1,1.5\nH100, 1, 2.25\nA10,8,9\n"),
+        ("p.yaml", "a100: {1: 1.5}\nH100: {1: 2.25}\na10: {8: 9}\n"),
+        (
+            "q.yml",
+            json.dumps(
+                [
+                    {"gpu": "A100-40GB", "count": 1, "price_per_hour": 1.5},
+                    {"gpu": "h100", "count": 1, "price_per_hour": 2.25},
+                    {"gpu": "a10", "count": 8, "price_per_hour": 9},
+                ]
+            ),
+        ),
+    ],
+)
+def test_own_prices_replace_the_catalogues(tmp_path: Path, name: str, text: str) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    profiles, own = profiles_at(file)
+    assert own == 3
+    price = {gpu.profile: gpu.cost_per_hour for gpu in profiles}
+    before = {gpu.profile: gpu.cost_per_hour for gpu in catalog.gpu_profiles()}
+    changed = {"1 x A100-40GB": 1.5, "1 x H100": 2.25, "8 x A10": 9.0}
+    assert price == before | changed
+    restricted, own = profiles_at(file, ["h100", "t4"])
+    assert own == 1
+    assert {gpu.name for gpu in restricted} == {"H100", "T4"}
+
+
+def test_without_own_prices_the_profiles_are_the_catalogues() -> None:
+    assert profiles_at(None) == (catalog.gpu_profiles(), 0)
+    assert profiles_at(None, ["t4", "t4"])[0] == catalog.gpu_profiles(["t4"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.csv", "gpu,count,price_per_hour\nh1000,1,2\n", "did you mean 'h100'"),
+        ("p.csv", "gpu,count,price_per_hour\nh100,1,2\nH100,1,3\n", "has two prices"),
+        ("p.csv", "gpu,count,price_per_hour\nh100,1,0\n", "prices.price_per_hour is not possible"),
+        ("p.csv", "gpu,count,price_per_hour\nh100,1,nan\n", "prices.price_per_hour is not possible"),
+        ("p.csv", "gpu,count,price_per_hour\nh100,1.5,2\n", "prices.count is not possible"),
+        ("p.csv", "gpu,count,price_per_hour\nh100,1\n", "prices.price_per_hour is not possible"),
+        ("p.csv", "gpu,price\nh100,2\n", "no table of prices"),
+        ("p.csv", "gpu,count,price_per_hour\n", "no price in the file"),
+        ("p.yaml", "h100: 3\n", "no table of prices"),
+        ("p.yaml", "h100: [", "not YAML"),
+        ("p.yaml", "", "no table of prices"),
+    ],
+)
+def test_a_wrong_table_of_prices_is_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_prices(file)
+
+
+def test_a_missing_table_of_prices_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        read_prices(tmp_path / "absent.csv")
+    with pytest.raises(ConfigError, match="did you mean 'h100'"):
+        profiles_at(None, ["h10"])
+    with pytest.raises(ConfigError, match="no GPU type is left"):
+        profiles_at(None, [])
+
+
+# --- the SLA ---------------------------------------------------------------------------------------------
+
+
+def test_an_sla_that_predictions_cover() -> None:
+    need = need_of(500, Sla(itl_ms=40))
+    assert (need.users, need.nttft_ms, need.itl_ms, need.count_failures) == (500, 100, 40, True)
+    need = need_of(1, Sla(nttft_ms=None, max_failure_rate=1.0))
+    assert (need.nttft_ms, need.itl_ms, need.count_failures) == (float("inf"), 50, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"percentile": 95}, "sla.percentile=95"),
+        ({"ttft_ms": 500}, "sla.ttft_ms=500"),
+        ({"tpot_ms": 20}, "sla.tpot_ms=20"),
+        ({"e2e_ms": 9000}, "sla.e2e_ms=9000"),
+        ({"nttft_ms": None, "itl_ms": None}, "no limit"),
+        ({"max_failure_rate": 0.05}, "sla.max_failure_rate=0.05"),
+    ],
+)
+def test_an_sla_that_they_do_not_cover_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        need_of(10, Sla(**changes))
+
+
+# --- the model, the data, the line to type -----------------------------------------------------------------
+
+CONFIG = {
+    "_name_or_path": "acme/small-llama",
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "torch_dtype": "float16",
+}
+
+
+def test_a_model_comes_by_name_file_content_or_facts(tmp_path: Path) -> None:
+    (tmp_path / "small-llama").mkdir()
+    file = tmp_path / "small-llama" / "config.json"
+    file.write_text(json.dumps(CONFIG))
+    expected = model_of(file)
+    assert (expected.name, expected.hf_id, expected.n_kv_heads) == ("small-llama", "acme/small-llama", 4)
+    assert model_of(str(file.parent)) == expected
+    assert model_of(CONFIG) == expected
+    assert model_of(expected) is expected
+    assert model_of("starcoder") == MODELS["starcoder"]
+    with pytest.raises(ConfigError, match="did you mean 'llama_3_1_8b'"):
+        model_of("llama_3_1_8")
+
+
+def test_a_store_that_is_not_there_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = data_of("published", Tracking(uri="sqlite:///mlflow.db"))
+    assert data.content_hash == published().content_hash
+    assert list(tmp_path.iterdir()) == []
+    part = published().without("starcoder")
+    save(part, tmp_path / "d.parquet")
+    assert data_of("d.parquet", None).content_hash == part.content_hash
+
+
+def test_the_served_context_fits_the_memory() -> None:
+    model, a10, h100 = MODELS["llama_3_1_8b"], GPUS["a10"], GPUS["h100"]
+    argv = vllm_argv(model, h100)
+    assert argv[:3] == ("vllm", "serve", "meta-llama/Llama-3.1-8B-Instruct")
+    assert argv[argv.index("--max-model-len") + 1] == str(model.max_positions)
+    assert longest_request(model, a10) < plan_memory(model, a10).kv_capacity_tokens < 131072
+    four = GPUS["v100"].model_copy(update={"count": 4})
+    argv = vllm_argv(model, four)
+    assert argv[argv.index("--tensor-parallel-size") + 1] == "4"
+    assert argv[argv.index("--dtype") + 1] == "half"
+    with pytest.raises(ConfigError, match="encoder-decoder"):
+        vllm_argv(MODELS["flan_t5_xl"], h100)
