@@ -98,11 +98,12 @@ def test_measured_cells_pull_draws_as_the_dense_formula_says() -> None:
     grid = Cluster(np.repeat([0, 1, 2], 4), np.tile(loads, 3), np.zeros(12))
     # The second profile was measured, and one that is not asked for, at a load in between.
     known = Cluster(np.array([1, 1, 5]), np.array([0.0, 3.0, 1.5]), np.array([0.3, 0.2, -0.1]))
-    drawn, mean = Residuals(variances).draw(3, loads, 40_000, rng, known)
+    drawn, mean = Residuals(variances, freedom=7.0).draw(3, loads, 40_000, rng, known)
     inner = covariance(variances, known, known) + variances[4] * np.eye(3)
     cross = covariance(variances, grid, known)
     expected = cross @ np.linalg.solve(inner, known.residual)
     spread = covariance(variances, grid, grid) - cross @ np.linalg.solve(inner, cross.T) + 0.003 * np.eye(12)
+    spread = spread * 7 / (7 - 2)
     assert mean.ravel() == pytest.approx(expected, abs=1e-6)
     flat = drawn.reshape(len(drawn), -1)
     assert flat.mean(axis=0) == pytest.approx(expected, abs=0.01)
@@ -115,8 +116,11 @@ def test_variances_are_found_again() -> None:
     profile, doublings = np.repeat(np.arange(6), 8), np.tile(np.arange(8.0), 6)
     empty = Cluster(profile, doublings, np.zeros(48))
     root = np.linalg.cholesky(covariance(variances, empty, empty) + variances[4] * np.eye(48))
-    clusters = [replace(empty, residual=root @ rng.standard_normal(48)) for _ in range(40)]
-    found = np.array(fit_residuals(clusters).variances)
+    scales = np.sqrt(6 / rng.chisquare(6, 60))
+    clusters = [replace(empty, residual=scale * root @ rng.standard_normal(48)) for scale in scales]
+    fitted = fit_residuals(clusters)
+    found = np.array(fitted.variances)
+    assert fitted.freedom == pytest.approx(6, rel=0.5)
     assert found[4] == pytest.approx(variances[4], rel=0.5)
     assert found[:2].sum() == pytest.approx(0.10, rel=0.5)
     assert found[2:4].sum() == pytest.approx(0.05, rel=0.5)

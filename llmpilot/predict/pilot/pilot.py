@@ -2,7 +2,8 @@
 
 Each view is a set of physics whose predictions the trees see beside the facts: the closed form, or closed
 form and simulator. Nothing that an LLM's rows are predicted from in training has seen that LLM. The draws of
-a prediction come from all views in equal parts, which keeps their disagreement; its median is their mean.
+a prediction come from all views in equal parts, which keeps their disagreement; to its median they count by
+how little they missed.
 """
 
 from pathlib import Path
@@ -87,7 +88,8 @@ class Pilot(Predictor):
                 predicted[out, metric] = forest.predict(features[out])
         missed = folds.truth - predicted
         residuals = tuple(fit_residuals(folds.clusters(missed[:, metric])) for metric in (NTTFT, ITL))
-        return FittedView(tuple(view), forests, residuals), missed
+        trust = tuple((1 / np.mean(missed**2, axis=0)).tolist())
+        return FittedView(tuple(view), forests, residuals, trust), missed
 
 
 class _Folds:
@@ -101,10 +103,15 @@ class _Folds:
         self.truth: Floats = np.log(data.table[list(METRICS)].to_numpy(float))
         self.weights = weights_of(self.names)
         self._cells = cells_of(self.rows, self.known)
+        self._closed_forms: dict[str | None, Physics] = {}  # several views ask for the same
 
     def closed_form(self, without: str | None) -> Physics:
-        kept = self.names != without
-        return fit_physics(self._cells.select(kept), self.truth[kept], self.weights[kept], self.known)
+        if without not in self._closed_forms:
+            kept = self.names != without
+            self._closed_forms[without] = fit_physics(
+                self._cells.select(kept), self.truth[kept], self.weights[kept], self.known
+            )
+        return self._closed_forms[without]
 
     def simulator(self, without: str | None) -> SimulatorPhysics:
         kept = set(self.rows.pair[self.names != without].tolist())

@@ -1,17 +1,21 @@
-"""How far predictions stray from the truth, and together where: a Gaussian process over one LLM's residuals.
+"""How far predictions stray from the truth, and together where: a Student-t process over one LLM's residuals.
 
 Residuals are measured minus predicted logs, of predictions made without the LLM in question. What an LLM's
-cells share, and what the loads of one profile share, is found by the most probable variances. For an LLM that
-nobody has measured this is the spread of what may be true; its measured cells narrow it.
+cells share, and what the loads of one profile share, is found by the most probable variances. Some LLMs are
+far harder to predict than others: each has a scale of its own, and the fewer the degrees of freedom, the more
+they differ (Shah et al., AISTATS 2014). For an LLM that nobody has measured this is the spread of what may be
+true; its measured cells move and narrow it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log, log1p
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
+from scipy.special import digamma, gammaln
 
 from llmpilot.predict.prediction import Floats
 
@@ -20,11 +24,15 @@ Ints = NDArray[np.int64]
 PRIOR_VARIANCES = (0.04, 0.02, 0.02, 0.01, 0.003)
 """Of what an LLM's cells share: everywhere, and at like loads; of what the loads of one of its profiles
 share: all, and like ones; and of a single cell."""
+PRIOR_FREEDOM = 5.0
+"""Degrees of freedom."""
 PRIOR_SPREAD = 1.0
 """How sure these are (log units)."""
 LLM_LENGTH, PROFILE_LENGTH = 2.0, 1.0
 """Loads are alike where they differ by few doublings."""
 JITTER = 1e-8
+LARGEST_SCALE = 50.0
+"""Of an LLM, over the usual: anything may be true under it, and no latency leaves what a float can hold."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +47,10 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Residuals:
-    """The variances found, in the order of PRIOR_VARIANCES."""
+    """The variances found, in the order of PRIOR_VARIANCES, and the degrees of freedom."""
 
     variances: tuple[float, ...]
+    freedom: float
 
     def draw(
         self,
@@ -57,24 +66,31 @@ class Residuals:
         LLM; a profile beyond the last is one that is not asked for. Prior draws are corrected by what was
         measured (Matheron's rule), so that no large covariance is factorized.
         """
-        noise = self.variances[4]
+        noise = self.variances[4] ** 0.5
         if known is None or not len(known.residual):
-            smooth = self._prior(profiles, doublings, draws, rng)
-            return smooth + noise**0.5 * rng.standard_normal(smooth.shape), np.zeros(smooth.shape[1:])
+            free = self._prior(profiles, doublings, draws, rng)
+            free = free + noise * rng.standard_normal(free.shape)
+            return free * self._scales(draws, rng), np.zeros(free.shape[1:])
         loads = np.union1d(doublings, known.doublings)
         asked = np.searchsorted(loads, doublings)
-        smooth = self._prior(max(profiles, 1 + int(known.profile.max())), loads, draws, rng)
-        there = smooth[:, known.profile, np.searchsorted(loads, known.doublings)]
-        there = there + noise**0.5 * rng.standard_normal(there.shape)
-        smooth = smooth[:, :profiles, asked]
+        free = self._prior(max(profiles, 1 + int(known.profile.max())), loads, draws, rng)
+        there = free[:, known.profile, np.searchsorted(loads, known.doublings)]
+        there = there + noise * rng.standard_normal(there.shape)
+        free = free[:, :profiles, asked]
 
         at, everywhere = np.repeat(np.arange(profiles), len(doublings)), np.tile(doublings, profiles)
         cross = self._covariance(at, everywhere, known.profile, known.doublings)
         inner = self._covariance(known.profile, known.doublings, known.profile, known.doublings)
-        gain = cho_solve(cho_factor(inner + (noise + JITTER) * np.eye(len(inner)), lower=True), cross.T)
-        corrected = smooth + ((known.residual - there) @ gain).reshape(smooth.shape)
-        mean = (known.residual @ gain).reshape(smooth.shape[1:])
-        return corrected + noise**0.5 * rng.standard_normal(smooth.shape), mean
+        gain = cho_solve(cho_factor(inner + (noise**2 + JITTER) * np.eye(len(inner)), lower=True), cross.T)
+        mean = (known.residual @ gain).reshape(free.shape[1:])
+        unknown = free - (there @ gain).reshape(free.shape) + noise * rng.standard_normal(free.shape)
+        # The scale stays as open as before: that one profile went as predicted says little of the others.
+        return mean + unknown * self._scales(draws, rng), mean
+
+    def _scales(self, draws: int, rng: np.random.Generator) -> Floats:
+        """Return the LLM's scale in every draw, [draw, 1, 1]."""
+        scales = np.sqrt(self.freedom / rng.chisquare(self.freedom, size=(draws, 1, 1)))
+        return np.asarray(np.minimum(scales, LARGEST_SCALE))
 
     def _prior(self, profiles: int, doublings: Floats, draws: int, rng: np.random.Generator) -> Floats:
         """Return smooth residuals of an LLM nobody has measured, [draw, profile, load]."""
@@ -88,26 +104,34 @@ class Residuals:
 
 
 def fit_residuals(clusters: Sequence[Cluster]) -> Residuals:
-    """Return the most probable variances, every cluster an LLM of its own."""
-    centre = np.log(PRIOR_VARIANCES)
+    """Return the most probable variances and degrees of freedom, every cluster an LLM of its own."""
+    centre = np.log([*PRIOR_VARIANCES, PRIOR_FREEDOM])
     kernels = [_distances(cluster) for cluster in clusters]
 
     def loss(x: Floats) -> tuple[float, Floats]:
-        v = np.exp(x)
+        v, freedom = np.exp(x[:-1]), float(np.exp(x[-1]))
         value = 0.5 * float((((x - centre) / PRIOR_SPREAD) ** 2).sum())
         slope = (x - centre) / PRIOR_SPREAD**2
         for cluster, parts in zip(clusters, kernels, strict=True):
-            covariance = np.tensordot(v, parts, axes=1)
-            factor = cho_factor(covariance, lower=True)
-            inverse = cho_solve(factor, np.eye(len(covariance)))
+            n = len(cluster.residual)
+            factor = cho_factor(np.tensordot(v, parts, axes=1), lower=True)
+            inverse = cho_solve(factor, np.eye(n))
             weights = inverse @ cluster.residual
-            value += 0.5 * float(cluster.residual @ weights) + float(np.log(np.diag(factor[0])).sum())
-            unexplained = inverse - np.outer(weights, weights)
-            slope = slope + 0.5 * v * np.einsum("kij,ij->k", parts, unexplained)
+            surprise = float(cluster.residual @ weights)
+            ratio = (freedom + n) / (freedom + surprise)
+            value += float(np.log(np.diag(factor[0])).sum())
+            value += (freedom + n) / 2 * log1p(surprise / freedom) + n / 2 * log(freedom)
+            value += float(gammaln(freedom / 2) - gammaln((freedom + n) / 2))
+            unexplained = inverse - ratio * np.outer(weights, weights)
+            slope[:-1] += 0.5 * v * np.einsum("kij,ij->k", parts, unexplained)
+            of_freedom = digamma(freedom / 2) - digamma((freedom + n) / 2) + n / freedom
+            of_freedom += log1p(surprise / freedom) - ratio * surprise / freedom
+            slope[-1] += 0.5 * freedom * of_freedom
         return value, slope
 
     found = minimize(loss, centre, jac=True, method="L-BFGS-B", options={"maxiter": 60})
-    return Residuals(tuple(np.exp(found.x).tolist()))
+    *variances, freedom = np.exp(found.x).tolist()
+    return Residuals(tuple(variances), freedom)
 
 
 def _distances(cluster: Cluster) -> Floats:
