@@ -21,6 +21,9 @@ LEAST_PROBABILITY = 0.02
 """A deployment that succeeds in a smaller share of the draws is never taken."""
 MOST_OVERSPEND = 4.0
 """Overspending counts up to this multiple of the best price."""
+SUCCESS_WORTH = 0.9
+"""What one success is worth, in overspend: to first order, what the S/O score makes of it. From its slopes in
+S and O follows E^2 / S + 1 - E, E = 1 - O; that is 0.91 at S 90% and O 20%, and 1 wherever S = E."""
 LUCK_SEED = 20241117
 """Of the draws of which services lose requests: fixed, so that one prediction gives one choice."""
 
@@ -86,22 +89,21 @@ def take_at_face_value(prediction: Prediction, need: Need) -> Choice | None:
 def weigh(prediction: Prediction, need: Need) -> Choice | None:
     """Return the deployment with the largest mean utility over the draws.
 
-    A deployment that succeeds is worth 1 minus its relative overspend over the cheapest that would have
-    succeeded in that draw, one that fails is worth nothing. That is what moves the S/O score, to first order:
-    its slope in S and O weighs a success against overspend 1 to 1 wherever S = 1 - O.
+    A deployment that succeeds is worth SUCCESS_WORTH minus its relative overspend over the cheapest that
+    would have succeeded in that draw; one that fails is worth nothing.
     """
     most = _drawn_users_max(prediction, need)  # [draw, profile]
     prices = np.array([profile.cost_per_hour for profile in prediction.profiles])
     with np.errstate(divide="ignore"):
         cost = np.where(most > 0, np.ceil(need.users / np.maximum(most, 1)) * prices, inf)
     best = cost.min(axis=1)
-    best_utility = float(np.mean(~np.isfinite(best)))  # of answering that nothing will do
+    best_utility = SUCCESS_WORTH * float(np.mean(~np.isfinite(best)))  # of answering that nothing will do
     choice: Choice | None = None
     for users_per_pod in prediction.users:
         pods = ceil(need.users / users_per_pod)
         success = pods * most >= need.users
         overspend = np.minimum(pods * prices / best[:, None] - 1, MOST_OVERSPEND)
-        utility = (success * (1 - overspend)).mean(axis=0)
+        utility = (success * (SUCCESS_WORTH - overspend)).mean(axis=0)
         utility[success.mean(axis=0) < LEAST_PROBABILITY] = -inf
         at = int(np.argmax(utility))
         if utility[at] > best_utility:

@@ -91,6 +91,24 @@ def fit_pair(
     return Fit(_unlog(x, starts[0]), float(f @ f), data.T @ data)
 
 
+def curvature_of(
+    calibration: Calibration, recordings: Iterable[Recording], model: Model, gpu: Gpu, width: float = 0.04
+) -> Vector:
+    """Return the curvature of the levels' loss over a calibration's log coefficients [8 x 8].
+
+    By differences of `width`: simulated statistics jump a little with every change.
+    """
+    levels = [recording for recording in recordings if usable(recording)]
+
+    def residuals(x: Vector) -> Vector:
+        return np.concatenate([_errors(_unlog(x, calibration), level, model, gpu) for level in levels])
+
+    x = _log(calibration)
+    here = residuals(x)
+    jacobian = np.column_stack([(residuals(x + step) - here) / width for step in width * np.eye(len(x))])
+    return np.asarray(jacobian.T @ jacobian)
+
+
 def _starts(levels: list[Recording], model: Model, gpu: Gpu) -> list[Calibration]:
     lightest = min(levels, key=lambda level: level.users)
     step_ms = lightest.truth.itl_ms_step

@@ -32,7 +32,7 @@ KEPT_DRAWS = 8
 @dataclass(frozen=True)
 class FittedView:
     """One view: the physics that its trees see; and, for each metric, a forest, the residuals' spread, and
-    how much its median counts."""
+    how far its medians are to be trusted."""
 
     physics: tuple[str, ...]
     forests: tuple[xgboost.Booster, ...]
@@ -89,7 +89,7 @@ class FittedPilot(Fitted):
                 medians.append(mean + pull)
                 part = sample[number * share : (number + 1) * share]
                 np.add(mean, drawn[: len(part)], out=part)
-            median = np.average(medians, axis=0, weights=[view.trust[metric] for view in self.views])
+            median = medians[int(np.argmax([view.trust[metric] for view in self.views]))]
             if on_grid is not None:
                 median = np.where(np.isfinite(on_grid[metric]), on_grid[metric], median)
                 sample = np.where(np.isfinite(on_grid[metric]), on_grid[metric], sample)

@@ -2,8 +2,8 @@
 
 Each view is a set of physics whose predictions the trees see beside the facts: the closed form, or closed
 form and simulator. Nothing that an LLM's rows are predicted from in training has seen that LLM. The draws of
-a prediction come from all views in equal parts, which keeps their disagreement; to its median they count by
-how little they missed.
+a prediction come from all views in equal parts, which keeps their disagreement; its median is that of the
+view that missed least of LLMs it had not seen.
 """
 
 from pathlib import Path

@@ -1,0 +1,122 @@
+"""The task `evaluate` as a user types it, its result, and its files scored again by other code."""
+
+import json
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Ran, Run
+
+from llmpilot.dataset import published, save
+
+LIGHT = (
+    "predictor.trees=8",
+    "predictor.fold_trees=4",
+    "predictor.draws=60",
+    "evaluate.seeds=2",
+    "evaluate.workers=1",
+    "evaluate.grid.nttft_ms=[100]",
+    "evaluate.grid.itl_ms=[40,75]",
+    "evaluate.grid.users=[50,200]",
+)
+
+
+@pytest.fixture(scope="module")
+def three_llms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data, path = published(), tmp_path_factory.mktemp("data") / "three.parquet"
+    save(data.select(data.table["model"].isin(["starcoder", "llama_7b", "flan_t5_xl"])), path)
+    return path
+
+
+def evaluate(run: Run, data: Path, *overrides: str) -> tuple[dict[str, Any], Ran]:
+    ran = run("task=evaluate", f"dataset={data}", "result_file=r.json", *LIGHT, *overrides)
+    assert ran.code == 0, ran.err
+    return json.loads(Path("r.json").read_text()), ran
+
+
+def scored_again(
+    table: pd.DataFrame, truth: pd.DataFrame, prices: dict[tuple[str, int], float], users: int, itl_ms: float
+) -> float:
+    """The paper's S/O of one seed's recommendations, written anew from its definition."""
+    overspends, n = [], 0
+    for model, rows in truth.groupby("model"):
+        costs = {}
+        for (gpu, count), cells in rows.groupby(["gpu", "count"]):
+            most = 0
+            for _, cell in cells.sort_values("users").iterrows():
+                if cell.nttft_ms > 100 or cell.itl_ms > itl_ms:
+                    break
+                most = cell.users
+            costs[gpu, count] = (most, ceil(users / most) * prices[gpu, count] if most else np.inf)
+        best = min(cost for _, cost in costs.values())
+        said = table[(table.model == model) & (table.users == users) & (table.itl_ms == itl_ms)].iloc[0]
+        n += 1
+        if pd.isna(said.gpu):
+            if np.isinf(best):
+                overspends.append(0.0)
+        elif said.pods * costs[said.gpu, int(said["count"])][0] >= users:
+            overspends.append(said.pods * prices[said.gpu, int(said["count"])] / best - 1)
+    if not overspends:
+        return 0.0
+    success, thrift = len(overspends) / n, max(0.0, 1 - float(np.mean(overspends)))
+    return 2 * success * thrift / (success + thrift)
+
+
+def test_scores_are_those_of_its_own_files(run: Run, three_llms: Path) -> None:
+    result, _ = evaluate(run, three_llms, "predictions_file=p.csv")
+    data = published()
+    said = pd.read_csv(result["recommendations_file"])
+    prices = {(gpu.name, n): price for gpu in data.gpus.values() for n, price in gpu.price_per_hour.items()}
+    truth = data.table[data.table["model"].isin(["starcoder", "llama_7b", "flan_t5_xl"])]
+    plain = said[~said["count_failures"]]
+    for key, settings in (
+        ("paper", [(200, 50.0)]),
+        ("grid", [(u, i) for i in (40.0, 75.0) for u in (50, 200)]),
+    ):
+        again = [
+            scored_again(plain[plain.seed == seed], truth, prices, *setting)
+            for seed in result["seeds"]
+            for setting in settings
+        ]
+        assert result[key]["so_score"] == pytest.approx(np.mean(again))
+    cells = pd.read_csv(result["predictions_file"]).merge(truth, on=["model", "gpu", "count", "users"])
+    assert len(cells) == 2 * len(truth)
+    errors = (cells.itl_ms_x / cells.itl_ms_y - 1).abs()
+    assert result["mape"]["itl"] == pytest.approx(errors.mean())
+
+
+def test_measured_profiles_are_shown_and_not_scored(run: Run, three_llms: Path) -> None:
+    result, _ = evaluate(run, three_llms, "evaluate.measured=[1xA100]", "predictions_file=p.csv")
+    cells = pd.read_csv("p.csv")
+    shown = (cells["gpu"] == "A100-40GB") & (cells["count"] == 1)
+    assert (cells["predicted"] != shown).all()
+    truth = published().table
+    both = cells[shown].merge(truth, on=["model", "gpu", "count", "users"])
+    assert both.itl_ms_x.to_numpy() == pytest.approx(both.itl_ms_y.to_numpy())
+    assert result["measured"] == ["1xA100"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("evaluate.measured=[1xZ9]", ["1xZ9", "evaluate.measured=[1xH100]"]),
+        ("evaluate.seeds=0", ["evaluate.seeds", "0"]),
+        ("evaluate.grid.users=[]", ["evaluate.grid.users"]),
+        ("sla.percentile=95", ["sla.percentile=95", "medians"]),
+        ("sla.ttft_ms=100", ["sla.ttft_ms=100.0", "medians"]),
+        ("users=0", ["users=200"]),
+        ("dataset=nowhere.parquet", ["nowhere.parquet"]),
+        ("predictor.trees=0", ["predictor.trees"]),
+        ("predictor.views=[[guess]]", ["predictor.views"]),
+        ("predictions_file=/dev/null/p.csv", ["/dev/null/p.csv"]),
+    ],
+)
+def test_mistakes_are_one_message(run: Run, override: str, words: list[str]) -> None:
+    ran = run("task=evaluate", "evaluate.workers=1", override)
+    assert ran.code == 2
+    for word in words:
+        assert word in ran.err
+    assert "Traceback" not in ran.err
