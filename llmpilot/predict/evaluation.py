@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,13 @@ def workers(count: int) -> Iterator[Map]:
     os.environ["OMP_NUM_THREADS"] = "1"  # read once, when the libraries of the new processes load
     try:
         with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-            yield pool.map
+            try:
+                yield pool.map
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in active_children():  # what they are at is of no more use, and takes long
+                    process.terminate()
+                raise
     finally:
         if before is None:
             os.environ.pop("OMP_NUM_THREADS", None)

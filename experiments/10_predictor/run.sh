@@ -1,0 +1,8 @@
+#!/bin/sh
+# The figures of this experiment's README. Some 20 minutes on 2 quiet cores.
+set -eu
+cd "$(dirname "$0")"
+python="${PYTHON:-python}"
+"$python" -m llmpilot task=evaluate result_file=pilot.json
+"$python" -m llmpilot task=evaluate evaluate.seeds=3 'evaluate.measured=[1xH100]' result_file=pilot_h100.json
+"$python" ablation.py --seeds "${1:-2}"
