@@ -54,7 +54,8 @@ def test_errors_are_medians_of_each_model() -> None:
 
 @pytest.mark.parametrize(("error", "level"), [(0.1, "high"), (0.4, "medium"), (0.9, "low")])
 def test_the_level_follows_the_errors_of_models_as_new(error: float, level: str) -> None:
-    trust = judge_trust(MODELS["llama_3_1_8b"], GPUS["h100"], alike(error), [])
+    model = MODELS["llama_7b"].model_copy(update={"name": "a fine-tuned one"})
+    trust = judge_trust(model, GPUS["h100"], alike(error), [])
     assert trust.level == level
     assert f"{error:.0%} (nTTFT) and {error / 2:.0%} (ITL)" in trust.reasons[0]
     assert any("tgis" in reason for reason in trust.reasons)
@@ -72,7 +73,7 @@ def test_only_models_of_the_kind_that_lay_as_far_count() -> None:
     assert [name for name, gap in gaps.items() if gap >= away] == ["starcoder"]
     errors = dict.fromkeys(DATA.models, 0.9) | {"starcoder": 0.1}
     trust = judge_trust(model, GPUS["h100"], evidence(errors), [])
-    assert trust.level == "high"
+    assert trust.level == "medium"  # its errors are small, but one LLM is no rule
     assert "starcoder, the only one of its kind that lay as far, was predicted" in trust.reasons[0]
 
 
@@ -103,18 +104,24 @@ def test_an_unchecked_predictor_is_not_trusted() -> None:
 
 
 def test_unseen_gpu_types_and_counts_are_judged_by_those_left_out() -> None:
-    seen = judge_trust(MODELS["llama_3_1_8b"], GPUS["h100"], alike(0.01), [])
-    eight = GPUS["mi300x"].model_copy(update={"count": 8})
-    unseen = judge_trust(MODELS["llama_3_1_8b"], eight, alike(0.01), [])
-    assert "no MI300X is in the data" in unseen.reasons[1]
+    seen = judge_trust(MODELS["llama_7b"], GPUS["h100"], alike(0.01), [])
+    eight = GPUS["h200"].model_copy(update={"count": 8})
+    unseen = judge_trust(MODELS["llama_7b"], eight, alike(0.01), [])
+    assert "no H200 is in the data" in unseen.reasons[1]
     assert "no profile of 8 GPUs is in the data" in unseen.reasons[2]
     for reason, key in zip(unseen.reasons[1:3], ("gpu_types", "most_gpus"), strict=True):
         assert f"{left_out()[key]['nttft']:.0%} (nTTFT)" in reason
     assert seen.level == "high"
     worst = max(max(left_out()[key].values()) for key in ("gpu_types", "most_gpus"))
     assert unseen.level == ("high" if worst <= 0.25 else "medium" if worst <= 0.5 else "low")
-    measured = judge_trust(MODELS["llama_3_1_8b"], eight, alike(0.01), ["8 x MI300X"])
+    measured = judge_trust(MODELS["llama_7b"], eight, alike(0.01), ["8 x H200"])
     assert measured.level == "high"
+
+
+def test_a_vendor_that_the_data_lack_is_not_trusted() -> None:
+    trust = judge_trust(MODELS["llama_7b"], GPUS["mi300x"], alike(0.01), [])
+    assert trust.level == "low"
+    assert "no GPU of amd was measured: only GPUs of nvidia were" in " ".join(trust.reasons)
 
 
 def test_draws_for_unseen_gpu_types_spread_as_errors_did() -> None:

@@ -1,0 +1,216 @@
+"""Recommenders in MLflow: a run of the experiment `predictor` with the model, its versions and aliases."""
+
+import logging
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from importlib import metadata
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import llmpilot
+from llmpilot import catalog
+from llmpilot.config import Tracking
+from llmpilot.dataset import Dataset
+from llmpilot.dataset.tracked import TAG_CONTENT_HASH, mlflow_input
+from llmpilot.errors import PilotError
+from llmpilot.serving.bundle import DATASET_FILE, Bundle, load_bundle
+from llmpilot.serving.model import ARTIFACT
+from llmpilot.serving.signature import input_example, signature
+from llmpilot.tracking import MAX_PARAM_LENGTH, Tracker, _absolute
+
+PREDICTOR = "predictor"
+CHALLENGER, CHAMPION = "challenger", "champion"
+TAG_SCORE = "llmpilot.grid_so_score"
+SCRIPT = Path(__file__).parent / "model_script.py"
+REQUIREMENTS = (
+    "mlflow",
+    "hydra-core",
+    "numpy",
+    "omegaconf",
+    "pandas",
+    "pyarrow",
+    "pydantic",
+    "PyYAML",
+    "rich",
+    "scikit-learn",
+    "scipy",
+)
+"""What answering needs beside XGBoost, whose package has another name on each platform."""
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version that is champion now, and its scores by the terms on which they were made."""
+
+    version: str
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A recommender on disk: the bundle's folder, and the evaluation's, as they go into the run."""
+
+    bundle: Path
+    evaluation: Path
+
+
+class Registry(Tracker):
+    """The tracker of recommenders; like its base, it stays silent after the first failure."""
+
+    def log(self, run_id: str, trained: Trained, facts: Mapping[str, Any], scores: Mapping[str, Any]) -> None:
+        """Log params, metrics and the evaluation's files."""
+        self._attempt(lambda: self._log(run_id, trained, facts, scores))
+
+    def register(
+        self, name: str, run_id: str, trained: Trained, data: Dataset, tags: Mapping[str, str]
+    ) -> str | None:
+        """Log the model, register it as challenger and return its version; the run is then finished."""
+        return self._attempt(lambda: self._register(name, run_id, trained, data, tags))
+
+    def champion(self, name: str) -> Champion | None:
+        """Return the champion of today; None where there is none."""
+        return self._attempt(lambda: self._champion(name))
+
+    def bundle_of(self, name: str, version: str) -> Bundle | PilotError | None:
+        """Return what a version was made of, or why it cannot be read; None: MLflow failed."""
+        return self._attempt(lambda: self._bundle_of(name, version))
+
+    def add_score(self, name: str, version: str, terms: str, score: float) -> None:
+        """Remember what a version scored on these terms."""
+        tag = f"{TAG_SCORE}.{terms}"
+        self._attempt(lambda: self._connect().set_model_version_tag(name, version, tag, repr(score)))
+
+    def crown(self, name: str, version: str) -> None:
+        """Make a version the champion."""
+        self._attempt(lambda: self._connect().set_registered_model_alias(name, CHAMPION, version))
+
+    def aliases(self, name: str, version: str) -> list[str]:
+        """Return a version's aliases."""
+        found = self._attempt(lambda: list(self._connect().get_model_version(name, version).aliases))
+        return sorted(found or [])
+
+    # What follows talks to MLflow and may raise whatever it raises.
+
+    def _log(
+        self, run_id: str, trained: Trained, facts: Mapping[str, Any], scores: Mapping[str, Any]
+    ) -> None:
+        from mlflow.entities import Metric, Param
+
+        now_ms = time.time_ns() // 1_000_000
+        client = self._connect()
+        client.log_batch(
+            run_id,
+            params=[Param(key, str(value)[:MAX_PARAM_LENGTH]) for key, value in _flat(facts).items()],
+            metrics=[
+                Metric(key, float(value), now_ms, 0)
+                for key, value in _flat(scores).items()
+                if isinstance(value, int | float)
+            ],
+        )
+        client.log_artifacts(run_id, str(trained.evaluation), "evaluation")
+
+    def _register(
+        self, name: str, run_id: str, trained: Trained, data: Dataset, tags: Mapping[str, str]
+    ) -> str:
+        import mlflow
+
+        client = self._connect()
+        with _quiet(), _spoken_to(self.tracking), mlflow.start_run(run_id=run_id):
+            client.log_artifact(run_id, str(trained.bundle / DATASET_FILE))
+            client.log_inputs(run_id, datasets=[mlflow_input(data, f"runs:/{run_id}/{DATASET_FILE}")])
+            info = mlflow.pyfunc.log_model(
+                name="recommender",
+                python_model=str(SCRIPT),
+                artifacts={ARTIFACT: str(trained.bundle)},
+                code_paths=_code(),
+                pip_requirements=_requirements(),
+                signature=signature(),
+                input_example=input_example(next(iter(data.models.values())).name),
+                registered_model_name=name,
+                metadata={TAG_CONTENT_HASH: data.content_hash},
+            )
+        version = str(info.registered_model_version)
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version, key, value)
+        client.set_registered_model_alias(name, CHALLENGER, version)
+        return version
+
+    def _champion(self, name: str) -> Champion | None:
+        client = self._connect()
+        models = client.search_registered_models(f"name = '{name}'")
+        version = models[0].aliases.get(CHAMPION) if models else None
+        if version is None:
+            return None
+        tags = client.get_model_version(name, version).tags
+        prefix = f"{TAG_SCORE}."
+        scores = {key.removeprefix(prefix): float(tags[key]) for key in tags if key.startswith(prefix)}
+        return Champion(str(version), scores)
+
+    def _bundle_of(self, name: str, version: str) -> Bundle | PilotError:
+        import mlflow
+
+        with _spoken_to(self.tracking), tempfile.TemporaryDirectory(prefix="llmpilot-") as folder:
+            place = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=folder)
+            try:
+                return load_bundle(Path(place) / "artifacts" / ARTIFACT)
+            except PilotError as error:
+                return error
+
+
+def _code() -> list[str]:
+    """Return our own code, which the model takes along: later versions may not read this one's files."""
+    package = Path(llmpilot.__file__).resolve().parent
+    conf = catalog.conf_dir()
+    return [str(package)] if conf.is_relative_to(package) else [str(package), str(conf)]
+
+
+def _requirements() -> list[str]:
+    """Return the packages that answering needs, as they are installed here."""
+    installed = {found.name.lower(): found for found in metadata.distributions() if found.name}
+    names = [*REQUIREMENTS, *(name for name in ("xgboost-cpu", "xgboost") if name in installed)]
+    return [f"{name}=={metadata.version(name)}" for name in names]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+@contextmanager
+def _spoken_to(tracking: Tracking) -> Iterator[None]:
+    """Let MLflow's own functions speak to this server, which they leave in the environment."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(_absolute(tracking.uri))
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep MLflow's remarks on its own doings off the terminal; what goes wrong is an exception anyway."""
+    logger = logging.getLogger("mlflow")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
