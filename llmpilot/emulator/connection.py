@@ -6,6 +6,7 @@ import socket
 import struct
 import sys
 import traceback
+from contextlib import suppress
 from time import monotonic, monotonic_ns
 from typing import Any, Protocol, cast
 
@@ -215,4 +216,5 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         self.site.connections.add(self)
-        self._transport.write_eof()
+        with suppress(OSError):  # the client may have gone a moment ago
+            self._transport.write_eof()
