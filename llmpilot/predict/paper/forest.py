@@ -131,4 +131,7 @@ def cut_predictions(tree: Any, x: Floats, depths: Sequence[int]) -> Floats:
 
 
 def _grow(x: Floats, y: Floats, settings: Settings, seed: int) -> RandomForestRegressor:
-    return RandomForestRegressor(**settings, random_state=seed, n_jobs=search.threads()).fit(x, y)
+    forest = RandomForestRegressor(**settings, random_state=seed, n_jobs=search.threads()).fit(x, y)
+    # Threads that predict add up the trees in whatever order they end, so the last digit would vary.
+    forest.n_jobs = 1
+    return forest
