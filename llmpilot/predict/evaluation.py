@@ -116,10 +116,15 @@ def profile_names(table: pd.DataFrame) -> list[set[str]]:
     ]
 
 
-def rows_of(table: pd.DataFrame, profiles: Sequence[str]) -> pd.DataFrame:
-    """Return the rows on the named profiles: `1xH100`, whatever the case."""
+def on_profiles(table: pd.DataFrame, profiles: Sequence[str]) -> np.ndarray:
+    """Return which rows are on the named profiles [n, boolean]: `1xH100`, whatever the case."""
     wanted = {name.lower().replace(" ", "") for name in profiles}
-    return table[np.array([bool(names & wanted) for names in profile_names(table)], dtype=bool)]
+    return np.array([bool(names & wanted) for names in profile_names(table)], dtype=bool)
+
+
+def rows_of(table: pd.DataFrame, profiles: Sequence[str]) -> pd.DataFrame:
+    """Return the rows on the named profiles."""
+    return table[on_profiles(table, profiles)]
 
 
 def _fold(
@@ -130,9 +135,10 @@ def _fold(
     case: tuple[int, str],
 ) -> Fold:
     seed, name = case
-    fitted = predictor.fit(data.without(name), seed)
-    truth = truth_of(data, name)
-    shown = rows_of(data.only(name).table, (*predictor.references, *measured))
+    others, own = data.without(name), data.only(name)
+    own = own.select(on_profiles(own.table, (*predictor.references, *measured)))
+    fitted = predictor.fit_knowing(others, own, seed) if len(own) else predictor.fit(others, seed)
+    truth, shown = truth_of(data, name), own.table
     prediction = fitted.predict(truth.model, truth.profiles, truth.users, shown if len(shown) else None)
     choices = tuple(fitted.choose(prediction, need) for need in needs)
     given = {(data.gpus[gpu].name, count) for gpu, count in zip(shown["gpu"], shown["count"], strict=True)}

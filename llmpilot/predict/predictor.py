@@ -46,3 +46,10 @@ class Predictor(Facts, ABC):
     @abstractmethod
     def fit(self, data: Dataset, seed: int) -> Fitted:
         """Learn from all rows of `data`; every random choice follows from `seed`."""
+
+    def fit_knowing(self, data: Dataset, own: Dataset, seed: int) -> Fitted:
+        """Learn for an LLM of which the rows `own` were measured, and which is not in `data`.
+
+        `predict` is given those rows too. By default they are not learned from.
+        """
+        return self.fit(data, seed)

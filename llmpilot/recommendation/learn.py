@@ -23,7 +23,7 @@ from llmpilot.predict.predictor import Fitted, Predictor
 from llmpilot.recommendation.trust import Evidence
 
 FOLDER = Path(".llmpilot") / "predictors"
-KEPT = 5
+KEPT = 8
 """Fitted predictors that are kept; of more, those longest not used go."""
 
 
@@ -70,8 +70,8 @@ def learn(
 ) -> Learned:
     """Return what `predictor` learns from the rows of this workload, the model's own kept apart.
 
-    Its own rows condition the prediction instead: the way in which predictors are evaluated with a measured
-    profile. `folder` is where fitted predictors are kept; None keeps none.
+    The predictor is fitted for its own rows and conditioned on them: the way in which predictors are
+    evaluated with a measured profile. `folder` is where fitted predictors are kept; None keeps none.
 
     Raises:
         ConfigError: nothing was measured under this workload.
@@ -86,7 +86,8 @@ def learn(
             given=f"workload={workload}; the data hold {', '.join(there) or 'nothing'}",
             cure=f"workload={there[0] if there else 'paper'}; predictions hold for the workload measured",
         )
-    fitted = _fitted(others, predictor, seed, folder)
+    own = None if key is None else known.only(key)
+    fitted = _fitted(others, own, predictor, seed, folder)
     table = others.table
     evidence = Evidence(
         models=others.models,
@@ -95,9 +96,8 @@ def learn(
         engines=tuple(sorted({str(name) for name in table["engine"].dropna()})),
         out_of_fold=getattr(fitted, "out_of_fold", None),
     )
-    own = None if key is None else _with_gpu_names(known.only(key))
     most = max(int(known.table["users"].max()), 1)
-    return Learned(fitted, evidence, _ladder(most), own)
+    return Learned(fitted, evidence, _ladder(most), None if own is None else _with_gpu_names(own))
 
 
 def _ladder(most: int) -> tuple[int, ...]:
@@ -114,20 +114,23 @@ def _with_gpu_names(own: Dataset) -> pd.DataFrame:
 # --- fitted predictors on disk ---------------------------------------------------------------------------
 
 
-def _fitted(data: Dataset, predictor: Predictor, seed: int, folder: Path | None) -> Fitted:
-    kept = None if folder is None else folder / _identity(data, predictor, seed)
+def _fitted(
+    data: Dataset, own: Dataset | None, predictor: Predictor, seed: int, folder: Path | None
+) -> Fitted:
+    kept = None if folder is None else folder / _identity(data, own, predictor, seed)
     if kept is not None and isinstance(predictor, _Loads) and (kept / "complete").is_file():
         (kept / "complete").touch()
         return predictor.load(kept)
-    fitted = predictor.fit(data, seed)
+    fitted = predictor.fit(data, seed) if own is None else predictor.fit_knowing(data, own, seed)
     if kept is not None and isinstance(fitted, _Saves):
         _keep(fitted, kept)
     return fitted
 
 
-def _identity(data: Dataset, predictor: Predictor, seed: int) -> str:
+def _identity(data: Dataset, own: Dataset | None, predictor: Predictor, seed: int) -> str:
     made_of = {
         "data": data.content_hash,
+        "own": None if own is None else own.content_hash,
         "predictor": [type(predictor).__module__, predictor.model_dump(mode="json")],
         "seed": seed,
         "version": llmpilot.__version__,

@@ -8,17 +8,20 @@ import pytest
 from sklearn.ensemble import ExtraTreesRegressor
 
 from llmpilot import catalog
+from llmpilot.config import Gpu
 from llmpilot.dataset import Dataset, published
 from llmpilot.errors import ConfigError
 from llmpilot.predict.decision import Need
-from llmpilot.predict.evaluation import evaluate, rows_of
+from llmpilot.predict.evaluation import evaluate, on_profiles, rows_of
 from llmpilot.predict.pilot.cells import cells_of, dataset_rows, grid_rows, known_of
 from llmpilot.predict.pilot.fitted import FACTS_FILE, load_pilot
+from llmpilot.predict.pilot.lessons import MOST_SEEN, carried
 from llmpilot.predict.pilot.physics import fit_physics, weights_of
 from llmpilot.predict.pilot.pilot import Pilot
 from llmpilot.predict.pilot.residuals import Cluster, Residuals, fit_residuals
 from llmpilot.predict.pilot.simulated import _network, fit_simulator, inputs_of, reference_of
 from llmpilot.predict.pilot.trees import to_booster
+from llmpilot.predict.scores import truth_of
 from llmpilot.simulator import Outcome, physics, simulate_closed
 from llmpilot.workload import load_workload
 
@@ -176,6 +179,74 @@ def test_nothing_of_the_llm_left_out_is_seen(few: Dataset) -> None:
     )
     assert honest.prediction.nttft_ms == pytest.approx(confused.prediction.nttft_ms, rel=1e-12)
     assert honest.choices == confused.choices
+
+
+def test_nothing_but_the_measured_profile_of_the_llm_left_out_is_seen(few: Dataset) -> None:
+    needs, out = [Need(200, 100.0, 50.0)], "mpt_7b"
+    nonsense = few.table.copy()
+    rows = (nonsense["model"] == out) & ~((nonsense["gpu"] == "H100") & (nonsense["count"] == 1))
+    nonsense.loc[rows, ["nttft_ms", "itl_ms"]] = 77.0
+    honest, confused = (
+        next(fold for fold in evaluate(SMALL, data, needs, [3], measured=["1xH100"]) if fold.model == out)
+        for data in (few, Dataset(nonsense, few.models, few.gpus))
+    )
+    assert honest.prediction.nttft_ms == pytest.approx(confused.prediction.nttft_ms, rel=1e-12)
+    assert honest.choices == confused.choices
+
+
+def test_learns_for_what_was_measured_of_the_llm(few: Dataset, tmp_path: Path) -> None:
+    own, others = few.only("llama_7b"), few.without("llama_7b")
+    model, profiles = own.models["llama_7b"], [gpu for _, gpu in dataset_rows(own).pairs]
+    one = own.select(on_profiles(own.table, ["1xH100"]))
+    knowing = SMALL.fit_knowing(others, one, seed=1)
+    assert knowing.seen_on == (("H100", 1),)
+    hidden = ~on_profiles(others.table, ["1xH100"])
+    assert len(knowing.out_of_fold) == hidden.sum()
+    slower = one.table.assign(itl_ms=one.table["itl_ms"] * 1.5)
+    told, told_slower = (
+        SMALL.fit_knowing(others, Dataset(table, one.models, one.gpus), seed=1)
+        .predict(model, profiles, USERS, table)
+        .itl_ms
+        for table in (one.table, slower)
+    )
+    elsewhere = [at for at, gpu in enumerate(profiles) if gpu.profile != "1 x H100"]
+    assert np.median(told_slower[elsewhere] / told[elsewhere]) > 1.02
+    knowing.save(tmp_path)
+    again = SMALL.load(tmp_path).predict(model, profiles, USERS, one.table)
+    assert again.itl_ms == pytest.approx(told, rel=1e-9)
+
+
+def test_of_many_measured_profiles_some_are_learned_from_and_all_are_believed(few: Dataset) -> None:
+    own, others = few.only("llama_7b"), few.without("llama_7b")
+    model, profiles = own.models["llama_7b"], [gpu for _, gpu in dataset_rows(own).pairs]
+    knowing = SMALL.fit_knowing(others, own, seed=1)
+    assert len(knowing.seen_on) == MOST_SEEN
+    told = knowing.predict(model, profiles, USERS, own.table)
+    assert told.itl_ms == pytest.approx(truth_of(few, "llama_7b").itl_ms[_order(few, profiles)], rel=1e-9)
+
+
+def test_a_measurement_where_no_other_llm_was_measured_moves_the_draws_alone(few: Dataset) -> None:
+    own, others = few.only("llama_7b"), few.without("llama_7b")
+    away = others.select(~on_profiles(others.table, ["1xH100"]))
+    one = own.select(on_profiles(own.table, ["1xH100"]))
+    knowing, plain = SMALL.fit_knowing(away, one, seed=1), SMALL.fit(away, seed=1)
+    assert knowing.seen_on == ()
+    model, profiles = own.models["llama_7b"], [gpu for _, gpu in dataset_rows(own).pairs]
+    told, blind = (known.predict(model, profiles, USERS, one.table) for known in (knowing, plain))
+    assert told.nttft_ms == pytest.approx(blind.nttft_ms, rel=1e-12)
+    assert (told.nttft_ms != plain.predict(model, profiles, USERS).nttft_ms).mean() > 0.9
+
+
+def _order(data: Dataset, profiles: list[Gpu]) -> list[int]:
+    at = [gpu.profile for gpu in truth_of(data, "llama_7b").profiles]
+    return [at.index(gpu.profile) for gpu in profiles]
+
+
+def test_what_was_missed_is_carried_to_other_loads() -> None:
+    missed = np.array([[0.2, 1.0], [0.4, 3.0], [0.9, 5.0]])
+    carried_over = carried(missed, np.array([1.0, 1.0, 3.0]), np.array([0.0, 1.0, 2.0, 6.0]))
+    assert carried_over == pytest.approx(np.array([[0.3, 2.0], [0.3, 2.0], [0.6, 3.5], [0.9, 5.0]]))
+    assert not carried(missed[:0], np.array([]), np.array([1.0, 2.0])).any()
 
 
 def test_same_seed_same_answer(few: Dataset) -> None:

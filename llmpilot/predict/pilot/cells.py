@@ -33,6 +33,11 @@ class Rows:
         """Return the rows where `mask` [n] is true."""
         return Rows(self.pairs, self.pair[mask], self.users[mask])
 
+    def followed_by(self, others: "Rows") -> "Rows":
+        """Return these rows, and then the others."""
+        pair = np.concatenate([self.pair, others.pair + len(self.pairs)])
+        return Rows(self.pairs + others.pairs, pair, np.concatenate([self.users, others.users]))
+
 
 def dataset_rows(data: Dataset) -> Rows:
     """Return a data set's rows, in their order."""

@@ -8,8 +8,12 @@ from llmpilot.predict.pilot.cells import ENCODER_DECODER, FLASH, Cells
 from llmpilot.predict.prediction import Floats
 
 
-def features_of(cells: Cells, physics: Sequence[Floats]) -> Floats:
-    """Return the features [n, 18 + 2 a physics]; each of `physics` [n, 2] are logs of predicted latencies."""
+def features_of(cells: Cells, physics: Sequence[Floats], missed: Sequence[Floats] = ()) -> Floats:
+    """Return the features [n, 18 + 2 a physics + 2 a miss].
+
+    Each of `physics` [n, 2] are logs of predicted latencies, each of `missed` [n, 2] what one of them missed
+    of the LLM where it was measured.
+    """
     n, users = cells.gpus, cells.users
     memory_gb, bandwidth, tflops = n * cells.memory_gb, n * cells.bandwidth_gb_s, n * cells.tflops
     room_gb = np.maximum(0.93 * memory_gb - cells.weights_gb, 0.5)
@@ -34,4 +38,4 @@ def features_of(cells: Cells, physics: Sequence[Floats]) -> Floats:
         users / capacity_tokens,
         users * cells.parameters_b / tflops,
     ]
-    return np.column_stack([*columns, *physics]).astype(np.float32)
+    return np.column_stack([*columns, *physics, *missed]).astype(np.float32)

@@ -14,8 +14,9 @@ import xgboost
 from llmpilot.config import Gpu, Model
 from llmpilot.errors import ConfigError
 from llmpilot.files import to_json, write_text
-from llmpilot.predict.pilot.cells import Known, Rows, cells_of, grid_rows
+from llmpilot.predict.pilot.cells import Cells, Known, Rows, cells_of, grid_rows
 from llmpilot.predict.pilot.features import features_of
+from llmpilot.predict.pilot.lessons import Profile, carried
 from llmpilot.predict.pilot.measured import ITL, METRICS, NTTFT, Measured, measured_of
 from llmpilot.predict.pilot.physics import Physics
 from llmpilot.predict.pilot.residuals import Cluster, Residuals
@@ -24,7 +25,7 @@ from llmpilot.predict.prediction import Draws, Floats, Prediction
 from llmpilot.predict.predictor import Fitted
 
 FACTS_FILE, OUT_OF_FOLD_FILE = "pilot.json", "out_of_fold.csv"
-FORMAT = 1
+FORMAT = 2
 KEPT_DRAWS = 8
 """Of 500 draws for 100 profiles under 8 loads, each takes 6 MB."""
 
@@ -48,14 +49,17 @@ class FittedView:
 class FittedPilot(Fitted):
     """What was learned. The same question gets the same answer: `draws` joint samples come from `seed`.
 
-    `out_of_fold` has the rows that were learned from (model, gpu, count, users) and the log errors nttft and
-    itl, measured minus predicted, of predictions made without the row's LLM.
+    With profiles `seen_on` it was learned for one LLM, and `predict` is to be given what was measured of it
+    there; what it is given beyond them moves and narrows the draws. `out_of_fold` has the rows that were
+    learned from (model, gpu, count, users), but for those profiles, and the log errors nttft and itl,
+    measured minus predicted, of predictions made without the row's LLM.
     """
 
     known: Known
     closed_form: Physics
     simulator: SimulatorPhysics
     views: tuple[FittedView, ...]
+    seen_on: tuple[Profile, ...]
     draws: int
     seed: int
     out_of_fold: pd.DataFrame
@@ -69,11 +73,12 @@ class FittedPilot(Fitted):
     ) -> Prediction:
         """Return latencies with draws; measured cells are taken as they are, and pull their neighbours."""
         grid, shown = grid_rows(model, profiles, users), measured_of(model, profiles, measured)
-        features = self._features(grid)
+        learned, shown_besides = shown.split(self.seen_on) if shown else (None, None)
+        features = self._features(grid, learned)
         shape, share = (len(profiles), len(users)), -(-self.draws // len(self.views))
         on_grid = shown.on_grid(len(profiles), users) if shown else None
-        if shown:
-            missed = self._missed(shown)
+        if shown_besides:
+            missed = self._missed(shown_besides, learned)
             strayed = _strayed(
                 self.residuals, missed, profiles=shape[0], users=users, draws=share, seed=self.seed
             )
@@ -109,9 +114,9 @@ class FittedPilot(Fitted):
         """The spread of each metric's residuals, view by view."""
         return tuple(tuple(view.residuals[metric] for view in self.views) for metric in (NTTFT, ITL))
 
-    def _missed(self, shown: Measured) -> "PerMetric[Cluster]":
-        """Return what each view's trees miss of the measured cells."""
-        there = self._features(shown.rows)
+    def _missed(self, shown: Measured, learned: Measured | None) -> "PerMetric[Cluster]":
+        """Return what each view's trees miss of the measured cells that they have not learned from."""
+        there = self._features(shown.rows, learned)
         doublings = np.log2(shown.rows.users)
         return tuple(
             tuple(
@@ -121,14 +126,31 @@ class FittedPilot(Fitted):
             for metric in (NTTFT, ITL)
         )
 
-    def _features(self, rows: Rows) -> list[Floats]:
-        """Return what each view's trees see of the rows."""
+    def _features(self, rows: Rows, learned: Measured | None) -> list[Floats]:
+        """Return what each view's trees see of the rows; `learned` are the cells on the profiles seen."""
         cells = cells_of(rows, self.known)
-        wanted = {name for view in self.views for name in view.physics}
+        said = self._said(rows, cells)
+        missed = {kind: np.zeros((len(rows), len(METRICS))) for kind in (said if self.seen_on else ())}
+        if learned:
+            ahead = self._said(learned.rows, cells_of(learned.rows, self.known))
+            there, doublings = np.log2(learned.rows.users), np.log2(rows.users)
+            missed = {kind: carried(learned.truth - ahead[kind], there, doublings) for kind in said}
+        return [
+            features_of(
+                cells,
+                [said[kind] for kind in view.physics],
+                [missed[kind] for kind in view.physics if kind in missed],
+            )
+            for view in self.views
+        ]
+
+    def _said(self, rows: Rows, cells: Cells) -> dict[str, Floats]:
+        """Return what every kind of physics that a view sees says of the rows, [n, 2]."""
+        wanted = {kind for view in self.views for kind in view.physics}
         said = {"closed_form": self.closed_form.predict(cells)} if "closed_form" in wanted else {}
         if "simulator" in wanted:
             said["simulator"] = self.simulator.predict(rows)
-        return [features_of(cells, [said[name] for name in view.physics]) for view in self.views]
+        return said
 
     def save(self, folder: Path) -> None:
         """Write everything to a folder: JSON, CSV, and XGBoost's own files. Nothing in them is code."""
@@ -147,6 +169,7 @@ class FittedPilot(Fitted):
             "closed_form": {"factors": self.closed_form.factors, "hosts": self.closed_form.hosts},
             "simulator": self.simulator.factors,
             "views": views,
+            "seen_on": self.seen_on,
             "draws": self.draws,
             "seed": self.seed,
         }
@@ -227,6 +250,7 @@ def load_pilot(folder: Path) -> FittedPilot:
             closed_form=Physics(known, closed_form["factors"], tuple(closed_form["hosts"])),
             simulator=SimulatorPhysics(facts["simulator"]),
             views=views,
+            seen_on=tuple((gpu, count) for gpu, count in facts["seen_on"]),
             draws=facts["draws"],
             seed=facts["seed"],
             out_of_fold=pd.read_csv(folder / OUT_OF_FOLD_FILE),

@@ -26,6 +26,17 @@ class Measured:
     profile: NDArray[np.int64]
     truth: Floats
 
+    def split(self, profiles: Sequence[tuple[str, int]]) -> "tuple[Measured | None, Measured | None]":
+        """Return the cells on some profiles (GPU type, count), and the others; None for none."""
+        wanted = set(profiles)
+        there = np.array([(gpu.name, gpu.count) in wanted for _, gpu in self.rows.pairs])[self.rows.pair]
+        return self._select(there), self._select(~there)
+
+    def _select(self, mask: NDArray[np.bool_]) -> "Measured | None":
+        if not mask.any():
+            return None
+        return Measured(self.rows.select(mask), self.profile[mask], self.truth[mask])
+
     def on_grid(self, profiles: int, users: Sequence[int]) -> Floats:
         """Return the logs of what was measured, [metric, profile, users], NaN elsewhere."""
         grid = np.full((len(METRICS), profiles, len(users)), np.nan)

@@ -11,25 +11,27 @@ from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, PositiveInt
+from sklearn.ensemble import ExtraTreesRegressor
 
 from llmpilot.dataset import Dataset
 from llmpilot.errors import ConfigError
-from llmpilot.predict.pilot.cells import Known, Rows, cells_of, dataset_rows, known_of
+from llmpilot.predict.pilot.cells import cells_of
 from llmpilot.predict.pilot.features import features_of
 from llmpilot.predict.pilot.fitted import FittedPilot, FittedView, load_pilot
-from llmpilot.predict.pilot.measured import ITL, METRICS, NTTFT
-from llmpilot.predict.pilot.physics import Physics, fit_physics, weights_of
-from llmpilot.predict.pilot.residuals import Cluster, fit_residuals
-from llmpilot.predict.pilot.simulated import SimulatorPhysics, fit_simulator
+from llmpilot.predict.pilot.lessons import OWN, Lessons, lessons_of, physics_of
+from llmpilot.predict.pilot.measured import ITL, NTTFT
+from llmpilot.predict.pilot.residuals import fit_residuals
 from llmpilot.predict.pilot.trees import grow, to_booster
 from llmpilot.predict.prediction import Floats
 from llmpilot.predict.predictor import Predictor
 
 View = list[Literal["closed_form", "simulator"]]
+SHOWN_WEIGHT = 3.0
+"""How much a measured row of the LLM in question counts, over the usual: there are few of them."""
 
 
 class Pilot(Predictor):
-    """Trees over physics with a Gaussian process on what they miss.
+    """Trees over physics with a Student-t process on what they miss.
 
     `trees` grow in each forest of the answer, `fold_trees` in those that only show the spread; `draws` is how
     many joint samples a prediction has.
@@ -46,92 +48,66 @@ class Pilot(Predictor):
         Raises:
             ConfigError: the data set holds too few LLMs.
         """
-        names = data.table["model"].to_numpy()
-        if len(set(names)) < 2:
-            raise ConfigError(
-                "the pilot predictor learns its spread by leaving LLMs out: it needs two or more",
-                given=f"{len(set(names))} in the data set",
-                cure="merge it with the published measurements (task=dataset)",
-            )
-        folds = _Folds(data)
-        learned = [self._learn(view, folds, seed + 7919 * number) for number, view in enumerate(self.views)]
-        missed = np.mean([missed for _, missed in learned], axis=0)
-        keys = data.table[["model", "gpu", "count", "users"]]
-        return FittedPilot(
-            known=folds.known,
-            closed_form=folds.closed_form(None),
-            simulator=folds.simulator(None),
-            views=tuple(view for view, _ in learned),
-            draws=self.draws,
-            seed=seed,
-            out_of_fold=keys.assign(nttft=missed[:, NTTFT], itl=missed[:, ITL]),
-        )
+        return self._fit(data, None, seed)
+
+    def fit_knowing(self, data: Dataset, own: Dataset, seed: int) -> FittedPilot:
+        """Learn for an LLM of which the rows `own` were measured, on some profiles or more.
+
+        Its rows are learned from like all others. And as every LLM in turn is left out but for its rows on
+        the same profiles, the spread of what is then missed elsewhere is what such measurements leave open.
+        """
+        return self._fit(data, own, seed)
 
     def load(self, folder: Path) -> FittedPilot:
         """Return what a fitted pilot's `save` wrote."""
         return load_pilot(folder)
 
-    def _learn(self, view: View, folds: "_Folds", seed: int) -> tuple[FittedView, Floats]:
-        """Return one view, and what predictions without the row's LLM missed [rows, 2]."""
-        features = features_of(cells_of(folds.rows, folds.known), folds.out_of_fold(view))
-        forests = tuple(
-            to_booster(grow(features, folds.truth[:, metric], folds.weights, self.trees, seed))
-            for metric in (NTTFT, ITL)
-        )
-        predicted = np.empty_like(folds.truth)
-        for name in folds.llms:
-            out = folds.names == name
-            for metric in (NTTFT, ITL):
-                forest = grow(
-                    features[~out], folds.truth[~out, metric], folds.weights[~out], self.fold_trees, seed
-                )
-                predicted[out, metric] = forest.predict(features[out])
-        missed = folds.truth - predicted
-        residuals = tuple(fit_residuals(folds.clusters(missed[:, metric])) for metric in (NTTFT, ITL))
-        trust = tuple((1 / np.mean(missed**2, axis=0)).tolist())
-        return FittedView(tuple(view), forests, residuals, trust), missed
-
-
-class _Folds:
-    """The training rows, and physics fitted without each of their LLMs."""
-
-    def __init__(self, data: Dataset) -> None:
-        self.names = data.table["model"].to_numpy(dtype=object)
-        self.llms = sorted(set(self.names))
-        self.rows: Rows = dataset_rows(data)
-        self.known: Known = known_of(data)
-        self.truth: Floats = np.log(data.table[list(METRICS)].to_numpy(float))
-        self.weights = weights_of(self.names)
-        self._cells = cells_of(self.rows, self.known)
-        self._closed_forms: dict[str | None, Physics] = {}  # several views ask for the same
-
-    def closed_form(self, without: str | None) -> Physics:
-        if without not in self._closed_forms:
-            kept = self.names != without
-            self._closed_forms[without] = fit_physics(
-                self._cells.select(kept), self.truth[kept], self.weights[kept], self.known
+    def _fit(self, data: Dataset, own: Dataset | None, seed: int) -> FittedPilot:
+        names = set(data.table["model"])
+        if len(names) < 2:
+            raise ConfigError(
+                "the pilot predictor learns its spread by leaving LLMs out: it needs two or more",
+                given=f"{len(names)} in the data set",
+                cure="merge it with the published measurements (task=dataset)",
             )
-        return self._closed_forms[without]
+        lessons, physics = lessons_of(data, own), physics_of(data)
+        learned = [self._learn(view, lessons, seed + 7919 * number) for number, view in enumerate(self.views)]
+        missed = np.mean([missed for _, missed in learned], axis=0)[: len(data)]
+        keys = data.table[["model", "gpu", "count", "users"]]
+        hidden = ~lessons.seen[: len(data)]
+        return FittedPilot(
+            known=lessons.known,
+            closed_form=physics.closed_form,
+            simulator=physics.simulator,
+            views=tuple(view for view, _ in learned),
+            seen_on=lessons.seen_on,
+            draws=self.draws,
+            seed=seed,
+            out_of_fold=keys.assign(nttft=missed[:, NTTFT], itl=missed[:, ITL])[hidden],
+        )
 
-    def simulator(self, without: str | None) -> SimulatorPhysics:
-        kept = set(self.rows.pair[self.names != without].tolist())
-        return fit_simulator(self.rows.pairs[at] for at in sorted(kept))
+    def _learn(self, view: View, lessons: Lessons, seed: int) -> tuple[FittedView, Floats]:
+        """Return one view, and what predictions without the row's LLM missed [rows, 2]: but for rows on the
+        profiles seen, which nobody predicts."""
+        said = [lessons.said[kind] for kind in view]
+        missed_there = [lessons.missed[kind] for kind in view] if lessons.seen_on else []
+        features = features_of(cells_of(lessons.rows, lessons.known), said, missed_there)
 
-    def out_of_fold(self, view: View) -> list[Floats]:
-        """Return the latencies of each of the view's physics for every row, fitted without the row's LLM."""
-        columns = [np.empty_like(self.truth) for _ in view]
-        for name in self.llms:
-            out = self.names == name
-            for column, physics in zip(columns, view, strict=True):
-                if physics == "closed_form":
-                    column[out] = self.closed_form(name).predict(self._cells.select(out))
-                else:
-                    column[out] = self.simulator(name).predict(self.rows.select(out))
-        return columns
+        def forest(asked: str, metric: int, trees: int) -> ExtraTreesRegressor:
+            """Grow without what is hidden of an LLM, for it to be predicted."""
+            of = lessons.names == asked
+            kept = ~of | lessons.seen
+            weights = np.where(of, SHOWN_WEIGHT, lessons.weights)[kept]
+            return grow(features[kept], lessons.truth[kept, metric], weights, trees, seed)
 
-    def clusters(self, missed: Floats) -> list[Cluster]:
-        doublings = np.log2(self.rows.users)
-        return [
-            Cluster(self.rows.pair[out], doublings[out], missed[out])
-            for out in (self.names == name for name in self.llms)
-        ]
+        forests = tuple(to_booster(forest(OWN, metric, self.trees)) for metric in (NTTFT, ITL))
+        predicted = lessons.truth.copy()
+        for name in lessons.llms:
+            hidden = (lessons.names == name) & ~lessons.seen
+            for metric in (NTTFT, ITL) if hidden.any() else ():
+                left_out = forest(name, metric, self.fold_trees)
+                predicted[hidden, metric] = left_out.predict(features[hidden])
+        missed = lessons.truth - predicted
+        residuals = tuple(fit_residuals(lessons.clusters(missed[:, metric])) for metric in (NTTFT, ITL))
+        trust = tuple((1 / np.mean(missed[~lessons.seen] ** 2, axis=0)).tolist())
+        return FittedView(tuple(view), forests, residuals, trust), missed

@@ -1,0 +1,173 @@
+"""What the trees learn from: every row, and what physics that has not seen the row's LLM says of it.
+
+For an LLM that was measured on some profiles, the trees learn to make use of that: of every LLM in the data
+they are shown what physics missed on those same profiles, as they will be of this one.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmpilot.config import Gpu
+from llmpilot.dataset import Dataset
+from llmpilot.predict.pilot.cells import Known, Rows, cells_of, dataset_rows, known_of
+from llmpilot.predict.pilot.measured import METRICS
+from llmpilot.predict.pilot.physics import Physics, fit_physics, weights_of
+from llmpilot.predict.pilot.residuals import Cluster
+from llmpilot.predict.pilot.simulated import SimulatorPhysics, fit_simulator
+from llmpilot.predict.prediction import Floats
+
+Mask = NDArray[np.bool_]
+Profile = tuple[str, int]
+"""A GPU type and how many of them."""
+PHYSICS = ("closed_form", "simulator")
+OWN = ""
+"""The name, among those of the rows, of the LLM that will be asked about: no other is called so."""
+MOST_SEEN = 3
+"""Profiles seen, at most: the fewer are hidden, the less shows how far predictions for them stray."""
+KEPT = 12
+"""Data sets whose physics are kept: an evaluation asks for each again under every seed."""
+
+
+def profile_of(gpu: Gpu) -> Profile:
+    """Return what tells a profile from others."""
+    return (gpu.name, gpu.count)
+
+
+def carried(missed: Floats, there: Floats, doublings: Floats) -> Floats:
+    """Return what was `missed` [k, 2] at the loads `there` [k], carried over to other loads, [n, 2].
+
+    In between by straight lines, beyond the ends as at the end; where a load was measured more than once,
+    the mean counts. Nothing measured is nothing missed. Loads are log2 of the users.
+    """
+    if not len(there):
+        return np.zeros((len(doublings), 2))
+    loads, at = np.unique(there, return_inverse=True)
+    means = [np.bincount(at, weights=missed[:, metric]) / np.bincount(at) for metric in range(2)]
+    return np.column_stack([np.interp(doublings, loads, mean) for mean in means])
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """n rows: the name of each one's LLM, logs of its latencies [n, 2], and how much it counts.
+
+    `said` and `missed` [n, 2] are, for every kind of physics, what it says of each row and what it missed of
+    the row's LLM on the profiles `seen_on`; `seen` [n] are the rows there.
+    """
+
+    names: NDArray[np.object_]
+    rows: Rows
+    truth: Floats
+    weights: Floats
+    known: Known
+    said: dict[str, Floats]
+    missed: dict[str, Floats]
+    seen_on: tuple[Profile, ...]
+    seen: Mask
+
+    @property
+    def llms(self) -> list[str]:
+        """The LLMs to learn from, without the one that will be asked about."""
+        return sorted(set(self.names) - {OWN})
+
+    def clusters(self, missed: Floats) -> list[Cluster]:
+        """Return what was missed [n] of each LLM where it is not shown."""
+        doublings = np.log2(self.rows.users)
+        hidden = ((self.names == name) & ~self.seen for name in self.llms)
+        return [Cluster(self.rows.pair[at], doublings[at], missed[at]) for at in hidden if at.any()]
+
+
+def lessons_of(data: Dataset, own: Dataset | None = None) -> Lessons:
+    """Return what there is to learn for an LLM that is not in `data`, of which `own` was measured."""
+    base = physics_of(data)
+    names, rows, truth, said = base.names, base.rows, base.truth, base.said
+    weights = weights_of(names)
+    seen_on: tuple[Profile, ...] = ()
+    if own is not None and (seen_on := _shared(own, rows, names)):
+        shown = dataset_rows(own)
+        kept = _on(shown, seen_on)
+        shown, own = shown.select(kept), own.select(kept)
+        names = np.concatenate([names, np.full(len(shown), OWN, dtype=object)])
+        rows, truth = rows.followed_by(shown), np.concatenate([truth, _logs(own)])
+        weights = np.concatenate([weights, np.ones(len(shown))])
+        ahead = base.say(shown)
+        said = {kind: np.concatenate([said[kind], ahead[kind]]) for kind in PHYSICS}
+    seen = _on(rows, seen_on)
+    doublings, missed = np.log2(rows.users), {}
+    for kind in PHYSICS:
+        missed[kind] = np.zeros_like(truth)
+        for name in set(names) if seen_on else ():
+            of, there = names == name, (names == name) & seen
+            errors = (truth - said[kind])[there]
+            missed[kind][of] = carried(errors, doublings[there], doublings[of])
+    return Lessons(names, rows, truth, weights, base.known, said, missed, seen_on, seen)
+
+
+def _shared(own: Dataset, rows: Rows, names: NDArray[np.object_]) -> tuple[Profile, ...]:
+    """Return the profiles of `own` from which can be learned what a measurement there is worth.
+
+    Those that most other LLMs were measured on, as long as two of them leave something hidden.
+    """
+    measured = {profile_of(gpu) for _, gpu in dataset_rows(own).pairs}
+    llms = {profile: len(set(names[_on(rows, [profile])])) for profile in measured}
+    ranked = sorted((p for p in measured if llms[p]), key=lambda profile: (-llms[profile], profile))
+    for most in range(MOST_SEEN, 0, -1):
+        if len(set(names[~_on(rows, ranked[:most])])) >= 2:
+            return tuple(ranked[:most])
+    return ()
+
+
+def _on(rows: Rows, profiles: Iterable[Profile]) -> Mask:
+    wanted = set(profiles)
+    return np.array([profile_of(gpu) in wanted for _, gpu in rows.pairs], dtype=bool)[rows.pair]
+
+
+def _logs(data: Dataset) -> Floats:
+    return np.asarray(np.log(data.table[list(METRICS)].to_numpy(float)))
+
+
+class FoldedPhysics:
+    """The rows of a data set, physics fitted on all of them, and what physics fitted without the row's LLM
+    `said` of each."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.names = data.table["model"].to_numpy(dtype=object)
+        self.rows, self.known, self.truth = dataset_rows(data), known_of(data), _logs(data)
+        self.closed_form, self.simulator = self._fit(None)
+        self.said = {kind: np.empty_like(self.truth) for kind in PHYSICS}
+        for name in set(self.names):
+            of = self.names == name
+            for kind, said in _say(self._fit(name), self.rows.select(of), self.known).items():
+                self.said[kind][of] = said
+
+    def say(self, rows: Rows) -> dict[str, Floats]:
+        """Return what physics fitted on all rows says of others, [n, 2] a kind."""
+        return _say((self.closed_form, self.simulator), rows, self.known)
+
+    def _fit(self, without: str | None) -> tuple[Physics, SimulatorPhysics]:
+        kept = self.names != without
+        rows, weights = self.rows.select(kept), weights_of(self.names)[kept]
+        closed_form = fit_physics(cells_of(rows, self.known), self.truth[kept], weights, self.known)
+        return closed_form, fit_simulator(self.rows.pairs[at] for at in sorted(set(rows.pair.tolist())))
+
+
+def _say(physics: tuple[Physics, SimulatorPhysics], rows: Rows, known: Known) -> dict[str, Floats]:
+    closed_form, simulator = physics
+    said = (closed_form.predict(cells_of(rows, known)), simulator.predict(rows))
+    return dict(zip(PHYSICS, said, strict=True))
+
+
+_kept: OrderedDict[str, FoldedPhysics] = OrderedDict()
+
+
+def physics_of(data: Dataset) -> FoldedPhysics:
+    """Return the physics of a data set; those of the last few data sets are kept, they take seconds."""
+    key = data.content_hash
+    found = _kept.pop(key, None) or FoldedPhysics(data)
+    _kept[key] = found
+    while len(_kept) > KEPT:
+        _kept.popitem(last=False)
+    return found
