@@ -34,6 +34,8 @@ FAILED = 1
 WRONG_USAGE = 2
 INTERRUPTED = 130
 DISK_TROUBLE = (ENOSPC, EDQUOT, EROFS, EFBIG)
+ALIASES = {"model.weights": "engine.weights"}
+"""Keys that may be spelled another way: random weights are asked for of the model, but made by the server."""
 
 
 def main() -> None:
@@ -46,7 +48,7 @@ def run(arguments: list[str]) -> int:
     state = _State(secrets=_secrets_in(arguments))
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     interrupts.install()
-    sys.argv[1:] = arguments
+    sys.argv[1:] = [_by_its_name(argument) for argument in arguments]
     code = 0
     try:
         _hydra_main(state)
@@ -181,6 +183,11 @@ def explain(error: Exception) -> str:
             cure=f"{did_you_mean(key, keys)}there are {', '.join(siblings or keys)}",
         )
     )
+
+
+def _by_its_name(argument: str) -> str:
+    key, given, value = argument.partition("=")
+    return ALIASES.get(key, key) + given + value
 
 
 def _secrets_in(arguments: list[str]) -> tuple[str, ...]:

@@ -5,11 +5,7 @@
 # The runs go to mlflow.db in a scratch folder; results/ gets what result_file writes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-PYTHON=${PYTHON:-python}
-here=$PWD
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-mkdir -p results
+source ../scratch.sh
 cd "$scratch"
 
 common=(+gpu=a100 +model=starcoder deployment=process "load.users=[1,4,16,64]" load.duration_s=10
@@ -25,7 +21,7 @@ if [ -n "${LLMPILOT_VLLM:-}" ]; then
   "$PYTHON" -m llmpilot.engine.tiny_model tiny
   for weight in 2048 32768; do
     "$PYTHON" -m llmpilot "${common[@]}" engine=vllm engine.binary="$LLMPILOT_VLLM" engine.model_path=tiny \
-      engine.weights=dummy engine.tensor_parallel=1 engine.enforce_eager=true \
+      model.weights=dummy engine.tensor_parallel=1 engine.enforce_eager=true \
       +engine.environment.VLLM_CPU_NUM_OF_RESERVED_CPU=1 \
       max_batch_weight=$weight result_file="$here/results/vllm_cpu_$weight.json"
   done

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 from conftest import Run
+from real_servers import alike, measure_level, require_every_token
 
-from llmpilot import catalog, metrics
-from llmpilot.config import Load, Model, Sla
+from llmpilot import catalog
+from llmpilot.config import Model
 from llmpilot.deploy.process import (
     ProcessDeployment,
     ProcessEndpoint,
@@ -22,8 +22,6 @@ from llmpilot.deploy.process import (
 )
 from llmpilot.engine.tiny_model import write_hf
 from llmpilot.engine.transformers import TransformersEngine
-from llmpilot.loadtest import Traffic, run_level
-from llmpilot.workload import fit, from_lengths
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="needs PyTorch: pip install torch"
@@ -68,17 +66,10 @@ def test_ladder_under_a_small_batch_weight(served: ProcessEndpoint) -> None:
     """Exact token counts at 1, 4 and 16 users; beyond the four that fit, users wait."""
     ttft_ms = {}
     for users in (1, 4, 16):
-        load = Load(arrival="closed", users=[users], warmup_s=0.2, duration_s=1.5, drain_s=60)
-        rows = from_lengths(np.full(20_000, INPUT), np.full(20_000, OUTPUT))
-        workload = fit(lambda: [from_lengths([INPUT], [OUTPUT])])
-        records = run_level(served, Traffic(load, workload, 1, rows), users)
+        rows = alike((INPUT, OUTPUT))
+        records = measure_level(served, users, rows, warmup_s=0.2, duration_s=1.5, drain_s=60)
         served.raise_if_ended()
-        ok = records.failure == ""
-        assert set(records.failure) <= {"", "unfinished"}
-        assert ok.sum() > users
-        assert records.notes["tokens_counted_by"].keys() == {"token_ids"}
-        assert (np.diff(records.gap_offsets)[ok] == OUTPUT - 1).all()
-        ttft_ms[users] = metrics.summarize(records, Sla())["ttft_ms"]["p50"]
+        ttft_ms[users] = require_every_token(records, users, OUTPUT, "token_ids")["ttft_ms"]["p50"]
     assert ttft_ms[16] > 2 * ttft_ms[1]
 
 
@@ -176,7 +167,7 @@ def test_command_line_from_end_to_end(run: Run) -> None:
     write_hf("tiny")
     ran = run(
         *("engine=transformers", "deployment=process", "+gpu=h200", "+model=hf", "model.config=tiny"),
-        *("model.name=tiny", "engine.weights=dummy", "engine.threads=1", "engine.device=cpu"),
+        *("model.name=tiny", "model.weights=dummy", "engine.threads=1", "engine.device=cpu"),
         *("max_batch_weight=2048", "load.users=[1,4]", "load.duration_s=2", "load.warmup_s=0.3"),
         *("deployment.client.calibrate=false", "result_file=r.json"),
     )
