@@ -43,6 +43,25 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Pat
 
 
 @pytest.fixture
+def binary(tmp_path: Path) -> str:
+    """A program that does nothing, where one is only to be named."""
+    program = tmp_path / "server"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.fixture(scope="session")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny random StarCoder for llama.cpp."""
+    from llmpilot.engine.tiny_model import write_gguf
+
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    write_gguf(path)
+    return str(path)
+
+
+@pytest.fixture
 def run(workdir: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a command line of LLM-Pilot as a user would, in `workdir`."""
     from llmpilot import cli

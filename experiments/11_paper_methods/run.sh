@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluates every method of the LLM-Pilot paper by leaving one LLM out, five seeds each, on the shipped table.
+# Evaluates every method of the LLM-Pilot paper by leaving one LLM out, five seeds each (SEEDS=1: one), on the shipped table.
 #   ./run.sh                            all methods
 #   ./run.sh rf static                  these
 #   LLMPILOT_PUBLISHED_DATA=FOLDER ./run.sh    and scores the predictions that the paper published, where
@@ -7,11 +7,7 @@
 # The neural ones need PyTorch: pip install 'llm-pilot[neural]'. results/ gets what result_file writes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-PYTHON=${PYTHON:-python}
-here=$PWD
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-mkdir -p results
+source ../scratch.sh
 methods=("$@")
 [ ${#methods[@]} -gt 0 ] || methods=(static llm_pilot rf paris selecta perfnet perfnet_v2 morphling)
 
@@ -20,7 +16,7 @@ if [ -n "${LLMPILOT_PUBLISHED_DATA:-}" ]; then
 fi
 cd "$scratch"
 for method in "${methods[@]}"; do
-  "$PYTHON" -m llmpilot task=evaluate predictor="$method" evaluate.seeds=5 \
+  "$PYTHON" -m llmpilot task=evaluate predictor="$method" evaluate.seeds="${SEEDS:-5}" \
     result_file="$here/results/$method.json"
 done
 "$PYTHON" "$here/table.py" > "$here/results/table.md"

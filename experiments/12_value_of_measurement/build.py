@@ -16,7 +16,7 @@ from llmpilot.config import Gpu, build
 from llmpilot.dataset import Dataset, published
 from llmpilot.files import to_json, write_text
 from llmpilot.predict.decision import Choice, Need
-from llmpilot.predict.evaluation import profile_key, rows_of, workers
+from llmpilot.predict.evaluation import on_profiles, profile_key, workers
 from llmpilot.predict.predictor import Fitted, Predictor
 from llmpilot.predict.scores import Outcome, grid_of, judge, mean_score, score, truth_of
 from llmpilot.recommendation.advice import hours_per_run
@@ -38,14 +38,14 @@ def predictor() -> Predictor:
 def fold(seed: int, name: str) -> dict[str, Any]:
     """Return the outcomes of each policy for every need, and what it measured, one LLM left out."""
     data = published()
-    fitted = predictor().fit(data.without(name), seed)
-    truth = truth_of(data, name)
-    rows = data.only(name).table
+    others, own, truth = data.without(name), data.only(name), truth_of(data, name)
+    fitted = predictor().fit(others, seed)
     blind = fitted.predict(truth.model, truth.profiles, truth.users)
-    seeing = {
-        key: fitted.predict(truth.model, truth.profiles, truth.users, rows_of(rows, [key]))
-        for key in (profile_key(gpu.name, gpu.count) for gpu in truth.profiles)
-    }
+    seeing = {}
+    for key in (profile_key(gpu.name, gpu.count) for gpu in truth.profiles):
+        one = own.select(on_profiles(own.table, [key]))
+        knowing = predictor().fit_knowing(others, one, seed)
+        seeing[key] = knowing.predict(truth.model, truth.profiles, truth.users, one.table)
     found: dict[str, Any] = {policy: [] for policy in POLICIES}
     for need in [PAPER, *GRID]:
         results = {key: judge(fitted.choose(said, need), truth, need) for key, said in seeing.items()}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmpilot.emulator import wire
 from llmpilot.emulator.api import Generation
+from llmpilot.emulator.tokens import FIRST_ID, MASK
 from llmpilot.emulator.truth import Sent
 
 if TYPE_CHECKING:
@@ -127,6 +128,10 @@ class Stream:
         if self.written == self.total:
             self.answer.stream_written(False)
 
+    def whole(self) -> list[list[int]]:
+        """Return the ids of all tokens of each copy."""
+        return [[FIRST_ID + ((offset + k) & MASK) for k in range(self.total)] for offset in self.offsets]
+
     def _events(self, start: int, stop: int) -> bytes:
         framed = self.answer.framed
         if stop == start + 1 and self.copies == 1:
@@ -159,6 +164,8 @@ def emit_all(streams: list[Stream], due_ns: int) -> int:
 class Answer:
     """All prompts of one request; ends exactly once, with an outcome, and then tells `on_end`."""
 
+    stream_type: type[Stream] = Stream
+
     def __init__(
         self,
         request: Generation,
@@ -172,7 +179,7 @@ class Answer:
     ) -> None:
         self.request, self.number, self.id, self.arrived_ns = request, number, response_id, arrived_ns
         self.connection = connection
-        self.shared = wire.envelope(request, response_id, created, stream=request.stream)
+        self.shared = wire.envelope(request, response_id, created, connection.site.product)
         self.streams: list[Stream] = []
         self.unwritten = 0
         self.held = 0
@@ -191,7 +198,7 @@ class Answer:
 
     def add(self, prompt: int, output_tokens: int, reason: str) -> Stream:
         """Add the stream of one prompt."""
-        stream = Stream(self, prompt, output_tokens, reason)
+        stream = self.stream_type(self, prompt, output_tokens, reason)
         self.streams.append(stream)
         self.unwritten += 1
         return stream
@@ -203,8 +210,7 @@ class Answer:
             headers = self.extra_headers | {"cache-control": "no-cache"}
             if self._http11:
                 headers["transfer-encoding"] = "chunked"
-            close = not self.connection.keep_alive
-            payload = wire.head(200, wire.EVENTS, length=None, close=close, extra=headers) + payload
+            payload = self.connection.head(200, wire.EVENTS, length=None, extra=headers) + payload
         self.connection.send(payload)
 
     def tail(self) -> bytes:
@@ -289,10 +295,11 @@ class Answer:
 
     def _write_whole(self) -> None:
         choices = [
-            (offset, stream.total, stream.reason) for stream in self.streams for offset in stream.offsets
+            (prompt, ids, stream.reason)
+            for prompt, stream in enumerate(self.streams)
+            for ids in stream.whole()
         ]
-        prompt_of = [prompt for prompt, stream in enumerate(self.streams) for _ in stream.offsets]
-        body = wire.whole_answer(self.request, self.shared, choices, prompt_of)
+        body = wire.whole_answer(self.request, self.shared, choices)
         now_ns = monotonic_ns()
         for stream in self.streams:
             stream.sent_ns.extend([now_ns] * stream.total)

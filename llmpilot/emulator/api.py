@@ -102,7 +102,7 @@ def read_completion(body: dict[str, Any], service: EmulatedService) -> Generatio
     """
     model = _model(body, service)
     if _flag(body, "echo"):
-        raise ApiError(400, "echo is not supported by this emulator", param="echo")
+        raise ApiError(400, "echo is not supported by this server", param="echo")
     prompts, lengths = _prompts(body.get("prompt"), service)
     n = _whole(body, "n", 1, least=1, most=128)
     best_of = _whole(body, "best_of", n, least=1, most=128)
@@ -267,7 +267,7 @@ def _check_sampling(body: dict[str, Any]) -> None:
     if stop is not None and not isinstance(stop, str) and not _all_strings(stop):
         _refuse("stop", "a string or an array of strings", stop)
     if body.get("logprobs") not in (None, False):
-        raise ApiError(400, "logprobs is not supported by this emulator", param="logprobs")
+        raise ApiError(400, "logprobs is not supported by this server", param="logprobs")
 
 
 def _stream_options(body: dict[str, Any], stream: bool) -> dict[str, Any]:

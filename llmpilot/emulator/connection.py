@@ -22,8 +22,9 @@ _POSIX = os.name == "posix"
 
 
 class Site(Protocol):
-    """What a connection must know of its server."""
+    """What a connection must know of its server; `product` is what the server calls itself."""
 
+    product: str
     limits: Limits
     connections: "set[Connection]"
 
@@ -116,11 +117,16 @@ class Connection(asyncio.Protocol):
             payload, self._buffering = payload[written:], True
         transport.write(payload)
 
+    def head(self, status: int, content_type: str, *, length: int | None, extra: dict[str, str]) -> bytes:
+        """Return an answer's head (see `wire.head`)."""
+        close, product = not self.keep_alive, self.site.product
+        return wire.head(status, content_type, product=product, length=length, close=close, extra=extra)
+
     def write_body(
         self, status: int, content_type: str, body: bytes, extra: dict[str, str] | None = None
     ) -> None:
         """Send a whole answer; its body is left out where the request was a HEAD."""
-        head = wire.head(status, content_type, length=len(body), close=not self.keep_alive, extra=extra)
+        head = self.head(status, content_type, length=len(body), extra=extra or {})
         self.send(head if self._head_only else head + body)
 
     def write_json(self, status: int, value: Any, extra: dict[str, str] | None = None) -> None:
@@ -187,7 +193,8 @@ class Connection(asyncio.Protocol):
             except Exception:  # a bug of ours must not cost the other clients their server
                 traceback.print_exc(file=sys.stderr)
                 self.keep_alive = False
-                self.write_json(500, wire.error_body("internal error of the emulator", "server_error"))
+                said = f"internal error of {self.site.product}"
+                self.write_json(500, wire.error_body(said, "server_error"))
             if self._answer is not None:
                 self._wait("answering")
             elif not self.keep_alive:

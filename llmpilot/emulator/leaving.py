@@ -2,7 +2,7 @@
 
 from heapq import heapify
 
-from llmpilot.simulator.batching import NEVER, Batcher, Sequence
+from llmpilot.simulator.batching import Batcher, Sequence
 
 
 class LeavingBatcher(Batcher):
@@ -11,7 +11,7 @@ class LeavingBatcher(Batcher):
     def leave_queue(self, sequence: Sequence) -> None:
         """Take a waiting sequence out of the queue."""
         self.waiting.remove(sequence)
-        self._most_admissible = NEVER
+        self.batch_changed()
 
     def leave_batch(self, sequence: Sequence) -> None:
         """Take a running sequence out of the batch, with the KV cache that it holds by now."""
@@ -24,9 +24,7 @@ class LeavingBatcher(Batcher):
         self.weight -= sequence.weight
         held = sequence.input_tokens + 1 + self.step - sequence.first_step
         self.kv_tokens -= sequence.copies * held
-        self._most_admissible = NEVER
-        if self.rule.padded:
-            self._pad()
+        self.batch_changed()
 
     def weight_with(self, sequences: list[Sequence]) -> int:
         """Return the batch weight once these sequences have joined."""

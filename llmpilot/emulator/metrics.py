@@ -81,8 +81,11 @@ class Metrics:
         self.inputs = Histogram("vllm:request_prompt_tokens", "Input tokens of a request.", TOKENS)
         self.outputs = Histogram("vllm:request_generation_tokens", "Output tokens of a request.", TOKENS)
 
-    def render(self, running: int, waiting: int, kv_share: float, generating: int, slips: int) -> str:
-        """Return all of it as text; `generating` counts the tokens of requests that have not ended yet."""
+    def render(self, running: int, waiting: int, kv_share: float, generating: int, slips: int | None) -> str:
+        """Return all of it as text; `generating` counts the tokens of requests that have not ended yet.
+
+        `slips` None: there is no pace to keep, and nothing is said of it.
+        """
         labels = self._labels
         lines: list[str] = []
         for name, about, kind, value in (
@@ -104,7 +107,8 @@ class Metrics:
                 slips,
             ),
         ):
-            lines += [*_heading(name, about, kind), f"{name}{{{labels}}} {value}"]
+            if value is not None:
+                lines += [*_heading(name, about, kind), f"{name}{{{labels}}} {value}"]
         lines += _heading("vllm:request_success_total", "Requests that ended, by reason.", "counter")
         for reason, count in self.finished.items():
             lines.append(f'vllm:request_success_total{{{labels},finished_reason="{reason}"}} {count}')

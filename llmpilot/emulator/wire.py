@@ -6,28 +6,32 @@ from typing import Any
 
 import llmpilot
 from llmpilot.emulator.api import Generation
-from llmpilot.emulator.tokens import FIRST_ID, IDS, MASK, TEXTS
+from llmpilot.emulator.tokens import IDS, MASK, TEXTS
 
-SERVER = f"llm-pilot-emulator/{llmpilot.__version__}"
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
-FINGERPRINT = "llm-pilot-emulator"
 DONE = b"data: [DONE]\n\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
 
 def head(
-    status: int, content_type: str, *, length: int | None, close: bool, extra: dict[str, str] | None = None
+    status: int,
+    content_type: str,
+    *,
+    product: str,
+    length: int | None,
+    close: bool,
+    extra: dict[str, str],
 ) -> bytes:
     """Return an answer's head; `length` None means a chunked body, or in HTTP/1.0 one until the end."""
     lines = [
         f"HTTP/1.1 {status} {responses.get(status, 'Unknown')}",
-        f"server: {SERVER}",
+        f"server: {product}/{llmpilot.__version__}",
         f"content-type: {content_type}",
     ]
     if length is not None:
         lines.append(f"content-length: {length}")
-    lines.extend(f"{name}: {value}" for name, value in (extra or {}).items())
+    lines.extend(f"{name}: {value}" for name, value in extra.items())
     if close:
         lines.append("connection: close")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
@@ -57,15 +61,15 @@ def framed(event: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(event), event)
 
 
-def envelope(request: Generation, response_id: str, created: int, *, stream: bool) -> dict[str, Any]:
+def envelope(request: Generation, response_id: str, created: int, product: str) -> dict[str, Any]:
     """Return the fields that all objects of one answer share."""
-    chat_kind = "chat.completion.chunk" if stream else "chat.completion"
+    chat_kind = "chat.completion.chunk" if request.stream else "chat.completion"
     return {
         "id": response_id,
         "object": chat_kind if request.chat else "text_completion",
         "created": created,
         "model": request.model,
-        "system_fingerprint": FINGERPRINT,
+        "system_fingerprint": product,
     }
 
 
@@ -113,10 +117,13 @@ class ChoiceChunks:
     def token(self, k: int) -> bytes:
         """Return the event of token `k`, counted from 0."""
         word = (self._offset + k) & MASK
+        return self._event(k, TEXTS[word], IDS[word])
+
+    def _event(self, k: int, text: bytes, token_id: bytes) -> bytes:
         finish = self._finish if k == self._total - 1 else b"null"
-        event = (self._left if k else self._first) + TEXTS[word] + self._right + finish
+        event = (self._left if k else self._first) + text + self._right + finish
         if self._ids:
-            event += b',"token_ids":[' + IDS[word] + b"]"
+            event += b',"token_ids":[' + token_id + b"]"
             if k == 0:
                 event += b',"prompt_token_ids":' + self._prompt_ids
         if self._continuous:
@@ -131,13 +138,12 @@ def usage_event(request: Generation, shared: dict[str, Any], completion_tokens: 
 
 
 def whole_answer(
-    request: Generation, shared: dict[str, Any], choices: list[tuple[int, int, str]], prompt_of: list[int]
+    request: Generation, shared: dict[str, Any], choices: list[tuple[int, list[int], str]]
 ) -> bytes:
-    """Return the body of an answer that is not streamed; `choices` holds (offset, tokens, finish reason)."""
+    """Return the body of an answer that is not streamed; a choice is (prompt, token ids, finish reason)."""
     listed: list[dict[str, Any]] = []
-    for index, (offset, total, finish_reason) in enumerate(choices):
-        words = [(offset + k) & MASK for k in range(total)]
-        text = b"".join(TEXTS[word] for word in words).decode()
+    for index, (prompt, ids, finish_reason) in enumerate(choices):
+        text = b"".join(TEXTS[token & MASK] for token in ids).decode()
         choice: dict[str, Any] = {"index": index}
         if request.chat:
             choice["message"] = {"role": "assistant", "content": text}
@@ -145,8 +151,8 @@ def whole_answer(
             choice["text"] = text
         choice |= {"logprobs": None, "finish_reason": finish_reason}
         if request.return_token_ids:
-            choice["token_ids"] = [FIRST_ID + word for word in words]
-            choice["prompt_token_ids"] = request.prompt_ids(prompt_of[index])
+            choice["token_ids"] = ids
+            choice["prompt_token_ids"] = request.prompt_ids(prompt)
         listed.append(choice)
-    counted = usage(sum(request.prompt_tokens), sum(total for _, total, _ in choices))
+    counted = usage(sum(request.prompt_tokens), sum(len(ids) for _, ids, _ in choices))
     return to_json({**shared, "choices": listed, "usage": counted})

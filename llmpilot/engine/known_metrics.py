@@ -4,14 +4,13 @@ from dataclasses import replace
 
 from llmpilot.engine.llamacpp import LlamaCppEngine
 from llmpilot.engine.prometheus import values
-from llmpilot.engine.server import ServerMetrics
+from llmpilot.engine.server import VLLM_METRICS, ServerMetrics
 from llmpilot.engine.sglang import SglangEngine
 from llmpilot.engine.tgi import TgiEngine
-from llmpilot.engine.vllm import VllmEngine
 
 KNOWN = (
-    VllmEngine.metrics,
-    replace(VllmEngine.metrics, kv_use="vllm:gpu_cache_usage_perc"),  # its name until 2025
+    VLLM_METRICS,
+    replace(VLLM_METRICS, kv_use="vllm:gpu_cache_usage_perc"),  # its name until 2025
     SglangEngine.metrics,
     LlamaCppEngine.metrics,
     TgiEngine.metrics,

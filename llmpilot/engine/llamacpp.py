@@ -14,10 +14,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
-import llmpilot
-from llmpilot.config import Facts, Gpu, Model, NonNegative, Share
+from llmpilot.config import Gpu, Model, NonNegative, Share
 from llmpilot.engine.openai import OpenAIEngine
-from llmpilot.engine.server import Assignment, Command, ServerMetrics
+from llmpilot.engine.programs import named_program, path_of_this_package
+from llmpilot.engine.server import Assignment, Command, MeasuredEngine, ServerMetrics
 from llmpilot.errors import ConfigError, PilotError
 from llmpilot.sizing import plan_memory
 
@@ -28,7 +28,7 @@ HTTP_THREADS = 512
 further users would then wait for a thread, which its metrics (and health check) do not see."""
 
 
-class LlamaCppEngine(Facts):
+class LlamaCppEngine(MeasuredEngine):
     """llama.cpp's HTTP server on one GGUF file.
 
     llama.cpp knows slots, not tokens: each holds one request and has its own share of the context. Under a
@@ -42,10 +42,8 @@ class LlamaCppEngine(Facts):
     """
 
     name: ClassVar[str] = "llamacpp"
-    measurement: ClassVar[str] = "measured"
     # Context and slots are allocated once, at start (llama_init_from_model): no request alters them.
     live_weight: ClassVar[bool] = False
-    health_path: ClassVar[str] = "/health"
     metrics: ClassVar[ServerMetrics] = ServerMetrics(
         path="/metrics",
         running="llamacpp:requests_processing",
@@ -74,10 +72,6 @@ class LlamaCppEngine(Facts):
     def wire(self) -> OpenAIEngine:
         """How requests are put to it and answers are read."""
         return OpenAIEngine(dialect="llamacpp")
-
-    def served_model(self, model: Model) -> str:
-        """Return the name that the server gives the model in its API."""
-        return model.name
 
     def default_max_batch_weight(self, model: Model, gpu: Gpu) -> int:
         """Return the KV cache that the profile's memory holds by the facts of the model [tokens].
@@ -171,10 +165,8 @@ class LlamaCppEngine(Facts):
             settings |= {"cpuparams.n_threads": self.threads, "cpuparams_batch.n_threads": self.threads}
         if self.gpu_layers is not None:
             settings["n_gpu_layers"] = self.gpu_layers
-        package = str(Path(llmpilot.__file__).resolve().parent.parent)
-        paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         argv = (sys.executable, "-m", "llmpilot.engine.llamacpp_embedded", json.dumps(settings))
-        return Command(argv, {"PYTHONPATH": paths})
+        return Command(argv, {"PYTHONPATH": path_of_this_package()})
 
     def _gguf(self) -> Path:
         if self.model_path is None:
@@ -193,14 +185,11 @@ class LlamaCppEngine(Facts):
     def _binary(self) -> str | None:
         """Return the llama-server to start, or None for the embedded one."""
         if self.binary is not None:
-            found = shutil.which(str(Path(self.binary).expanduser()))
-            if found is None:
-                raise ConfigError(
-                    "engine.binary is no program",
-                    given=self.binary,
-                    cure="name llama.cpp's llama-server, or leave it out to find it on PATH",
-                )
-            return found
+            return named_program(
+                "engine.binary",
+                self.binary,
+                cure="name llama.cpp's llama-server, or leave it out to find it on PATH",
+            )
         if found := shutil.which("llama-server"):
             return found
         if importlib.util.find_spec("xllamacpp") is None:

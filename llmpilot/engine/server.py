@@ -4,12 +4,20 @@ Knows nothing of processes, pods or a particular engine; a deployment starts wha
 """
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
-from llmpilot.config import Gpu, Model
+from pydantic import BeforeValidator
+
+from llmpilot.config import Facts, Gpu, Model
 from llmpilot.engine.openai import OpenAIEngine
+
+Variables = dict[str, Annotated[str, BeforeValidator(str)]]
+"""What is set in a server's environment besides what it inherits; logged with the run, so no secrets."""
+PYTORCH_OUT_OF_MEMORY = r"(?:CUDA|HIP) out of memory|CUDA error: out of memory"
+"""PyTorch's own words, whichever server runs on it."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,11 @@ class Assignment:
     heaviest_request_tokens: int
     host: str
     port: int
+
+    @property
+    def longest_request_tokens(self) -> int:
+        """The heaviest request, as far as the model has positions for it."""
+        return min(self.heaviest_request_tokens, self.model.max_positions or sys.maxsize)
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,17 @@ class ServerMetrics:
     tokens: str | None = None
 
 
+VLLM_METRICS = ServerMetrics(
+    path="/metrics",
+    running="vllm:num_requests_running",
+    waiting="vllm:num_requests_waiting",
+    kv_use="vllm:kv_cache_usage_perc",
+    preemptions="vllm:num_preemptions_total",
+    tokens="vllm:generation_tokens_total",
+)
+"""vLLM's names, which our own server uses too."""
+
+
 class ServerEngine(Protocol):
     """An engine that we can start. `wire` is how requests are put to it and answers are read."""
 
@@ -79,6 +103,21 @@ class ServerEngine(Protocol):
         Raises:
             PilotError: it is not installed, or cannot serve this; says what to do.
         """
+
+
+class MeasuredEngine(Facts):
+    """What most engines that we start have in common; each says what is otherwise with it."""
+
+    measurement: ClassVar[str] = "measured"
+    health_path: ClassVar[str] = "/health"
+
+    def served_model(self, model: Model) -> str:
+        """Return the name that the server gives the model in its API."""
+        return model.name
+
+    def default_max_batch_weight(self, model: Model, gpu: Gpu) -> int | None:
+        """Return the cap when none is given [tokens]; None: the server takes what its memory leaves."""
+        return None
 
 
 def memory_complaint(log: str, pattern: re.Pattern[str]) -> str | None:

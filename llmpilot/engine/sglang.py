@@ -5,19 +5,23 @@ run it. Wants nothing of SGLang in our own Python environment.
 """
 
 import re
-import shutil
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from llmpilot.config import Facts, Gpu, Model
 from llmpilot.engine.openai import OpenAIEngine
-from llmpilot.engine.server import Assignment, Command, ServerMetrics
-from llmpilot.errors import ConfigError, PilotError
+from llmpilot.engine.programs import named_program
+from llmpilot.engine.server import (
+    PYTORCH_OUT_OF_MEMORY,
+    Assignment,
+    Command,
+    MeasuredEngine,
+    ServerMetrics,
+)
+from llmpilot.errors import PilotError
 
 
-class SglangEngine(Facts):
+class SglangEngine(MeasuredEngine):
     """SGLang's OpenAI-compatible server, the model sharded over the GPUs of the profile.
 
     A max batch weight W becomes `--max-total-tokens W`, its pool of KV tokens. It admits requests on an
@@ -28,10 +32,8 @@ class SglangEngine(Facts):
     """
 
     name: ClassVar[str] = "sglang"
-    measurement: ClassVar[str] = "measured"
     # Its /set_internal_state takes a cap on requests, below the one at start, but not on the pool of tokens.
     live_weight: ClassVar[bool] = False
-    health_path: ClassVar[str] = "/health"
     metrics: ClassVar[ServerMetrics] = ServerMetrics(
         path="/metrics",
         running="sglang:num_running_reqs",
@@ -40,8 +42,7 @@ class SglangEngine(Facts):
         tokens="sglang:generation_tokens_total",
     )
     out_of_memory: ClassVar[re.Pattern[str]] = re.compile(
-        r"(?:CUDA|HIP) out of memory|CUDA error: out of memory"
-        r"|Not enough memory\. Please try to increase --mem-fraction-static"
+        PYTORCH_OUT_OF_MEMORY + r"|Not enough memory\. Please try to increase --mem-fraction-static"
     )
 
     python: str | None = None
@@ -56,14 +57,6 @@ class SglangEngine(Facts):
     def wire(self) -> OpenAIEngine:
         """How requests are put to it and answers are read."""
         return OpenAIEngine(dialect="vllm")
-
-    def served_model(self, model: Model) -> str:
-        """Return the name that the server gives the model in its API."""
-        return model.name
-
-    def default_max_batch_weight(self, model: Model, gpu: Gpu) -> None:
-        """Return None: without a cap, SGLang takes the share of the memory that it is given."""
-        return
 
     def command(self, assignment: Assignment) -> Command:
         """Return how to start it.
@@ -93,9 +86,4 @@ class SglangEngine(Facts):
                 "engine=sglang needs an environment of its own with SGLang in it (and a GPU)",
                 cure="pip install sglang there, and name its Python: engine.python=.../bin/python",
             )
-        found = shutil.which(str(Path(self.python).expanduser()))
-        if found is None:
-            raise ConfigError(
-                "engine.python is no program", given=self.python, cure="name a Python interpreter"
-            )
-        return str(Path(found).absolute())
+        return named_program("engine.python", self.python, cure="name a Python interpreter")

@@ -12,12 +12,20 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import Field, PositiveInt
 
-from llmpilot.config import Facts, Gpu, Model, NonNegative
+from llmpilot.config import Model, NonNegative
 from llmpilot.engine.openai import OpenAIEngine
-from llmpilot.engine.server import Assignment, Command, ServerMetrics
-from llmpilot.errors import ConfigError, PilotError
+from llmpilot.engine.programs import named_program
+from llmpilot.engine.server import (
+    PYTORCH_OUT_OF_MEMORY,
+    Assignment,
+    Command,
+    MeasuredEngine,
+    ServerMetrics,
+    Variables,
+)
+from llmpilot.errors import PilotError
 
 CONCURRENT_REQUESTS = 16_384
 """TGI turns away (429) who comes beyond its own limit of 128, where we want to see them wait."""
@@ -25,7 +33,7 @@ PREFILL_SPARE_TOKENS = 50
 """By how much TGI's own default for one prefill exceeds the longest input."""
 
 
-class TgiEngine(Facts):
+class TgiEngine(MeasuredEngine):
     """TGI's server, the model sharded over the GPUs of the profile (`--num-shard`).
 
     TGI reserves a request's input and output tokens when it admits it, and prefill interrupts decoding: its
@@ -46,18 +54,16 @@ class TgiEngine(Facts):
     """
 
     name: ClassVar[str] = "tgi"
-    measurement: ClassVar[str] = "measured"
     # Read by its router at start; no request of its API alters them.
     live_weight: ClassVar[bool] = False
-    health_path: ClassVar[str] = "/health"
     # docs/source/reference/metrics.md; it has no gauge of its KV cache, and counts tokens per request only.
     metrics: ClassVar[ServerMetrics] = ServerMetrics(
         path="/metrics", running="tgi_batch_current_size", waiting="tgi_queue_size"
     )
-    # PyTorch's own; then TGI's warm-up (issues 710, 755 and 1067) and its router after it (backends/v3/src).
+    # Besides PyTorch's: TGI's warm-up (issues 710, 755 and 1067) and its router after it (backends/v3/src).
     out_of_memory: ClassVar[re.Pattern[str]] = re.compile(
-        r"(?:CUDA|HIP) out of memory|CUDA error: out of memory"
-        r"|Not enough memory to handle|`max_total_tokens` must be <= `max_batch_total_tokens`"
+        PYTORCH_OUT_OF_MEMORY + r"|Not enough memory to handle"
+        r"|`max_total_tokens` must be <= `max_batch_total_tokens`"
     )
 
     binary: str | None = None
@@ -69,7 +75,7 @@ class TgiEngine(Facts):
     cuda_memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     length_margin: NonNegative = 0.1
     extra_args: tuple[str, ...] = ()
-    environment: dict[str, Annotated[str, BeforeValidator(str)]] = Field(default_factory=dict)
+    environment: Variables = Field(default_factory=dict)
 
     @property
     def wire(self) -> OpenAIEngine:
@@ -81,10 +87,6 @@ class TgiEngine(Facts):
         source = self.model_path or model.hf_id
         folder = Path(source).expanduser()
         return str(folder.absolute()) if folder.is_dir() else source
-
-    def default_max_batch_weight(self, model: Model, gpu: Gpu) -> None:
-        """Return None: without a cap, TGI tries out what its memory holds, and says how much in its log."""
-        return
 
     def lengths(self, assignment: Assignment) -> tuple[int, int]:
         """Return the longest input and the longest input with output that TGI is to take [tokens]."""
@@ -129,14 +131,7 @@ class TgiEngine(Facts):
 
     def _binary(self) -> str:
         if self.binary is not None:
-            found = shutil.which(str(Path(self.binary).expanduser()))
-            if found is None:
-                raise ConfigError(
-                    "engine.binary is no program",
-                    given=self.binary,
-                    cure="name TGI's text-generation-launcher",
-                )
-            return str(Path(found).absolute())
+            return named_program("engine.binary", self.binary, cure="name TGI's text-generation-launcher")
         found = shutil.which("text-generation-launcher")
         if found is None:
             raise PilotError(

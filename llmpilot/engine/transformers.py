@@ -7,25 +7,30 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
-import llmpilot
-from llmpilot.config import Facts, Gpu, Model
+from llmpilot.config import Gpu, Model
 from llmpilot.engine.openai import OpenAIEngine
-from llmpilot.engine.server import Assignment, Command, ServerMetrics
+from llmpilot.engine.programs import named_program, path_of_this_package
+from llmpilot.engine.server import (
+    PYTORCH_OUT_OF_MEMORY,
+    VLLM_METRICS,
+    Assignment,
+    Command,
+    MeasuredEngine,
+    ServerMetrics,
+)
 from llmpilot.engine.torch_server.shape import shape_of
 from llmpilot.errors import ConfigError, PilotError
 
 PACKAGE = "llmpilot.engine.torch_server"
 
 
-class TransformersEngine(Facts):
+class TransformersEngine(MeasuredEngine):
     """A decoder of the model's sizes with random weights, on one GPU (or the CPU), in plain PyTorch.
 
     For machines where PyTorch is all there is. The speed of a server does not depend on what its weights
@@ -42,22 +47,12 @@ class TransformersEngine(Facts):
     """
 
     name: ClassVar[str] = "transformers"
-    measurement: ClassVar[str] = "measured"
     # The KV cache is allocated at start.
     live_weight: ClassVar[bool] = False
-    health_path: ClassVar[str] = "/health"
-    metrics: ClassVar[ServerMetrics] = ServerMetrics(
-        path="/metrics",
-        running="vllm:num_requests_running",
-        waiting="vllm:num_requests_waiting",
-        kv_use="vllm:kv_cache_usage_perc",
-        preemptions="vllm:num_preemptions_total",
-        tokens="vllm:generation_tokens_total",
-    )
-    # PyTorch's own words on GPUs and CPUs, and the engine's.
+    metrics: ClassVar[ServerMetrics] = VLLM_METRICS
+    # Besides PyTorch's own words on GPUs, those on CPUs and the engine's.
     out_of_memory: ClassVar[re.Pattern[str]] = re.compile(
-        r"(?:CUDA|HIP) out of memory|CUDA error: out of memory|can't allocate memory"
-        r"|(?<=error: )out of memory"
+        PYTORCH_OUT_OF_MEMORY + r"|can't allocate memory|(?<=error: )out of memory"
     )
 
     weights: Literal["real", "dummy"] = "dummy"
@@ -85,10 +80,6 @@ class TransformersEngine(Facts):
         """How requests are put to it and answers are read: as to vLLM, every chunk with its token ids."""
         return OpenAIEngine(dialect="vllm")
 
-    def served_model(self, model: Model) -> str:
-        """Return the name that the server gives the model in its API."""
-        return model.name
-
     def default_max_batch_weight(self, model: Model, gpu: Gpu) -> None:
         """Return None: without a cap the server takes what its memory leaves, and says how much.
 
@@ -108,12 +99,12 @@ class TransformersEngine(Facts):
         model = assignment.model
         _require_one_gpu(assignment.gpu)
         shape = shape_of(model)
-        longest = min(assignment.heaviest_request_tokens, model.max_positions or sys.maxsize)
         half = "float16" if model.torch_dtype == "float16" else "bfloat16"
-        argv = [self._interpreter(), "-m", PACKAGE, "--served-model-name", self.served_model(model)]
+        argv = [self._interpreter(), "-m", PACKAGE, "--served-model-name", model.name]
         argv += ["--host", assignment.host, "--port", str(assignment.port)]
         argv += ["--shape", json.dumps(asdict(shape), separators=(",", ":"))]
-        argv += ["--max-model-len", str(longest), "--max-num-seqs", str(self.max_num_seqs)]
+        argv += ["--max-model-len", str(assignment.longest_request_tokens)]
+        argv += ["--max-num-seqs", str(self.max_num_seqs)]
         argv += ["--max-prefill-tokens", str(self.max_prefill_tokens), "--device", self.device]
         argv += ["--memory-utilization", f"{self.memory_utilization:g}", "--seed", str(self.seed)]
         argv += ["--dtype", half, "--dtype-is-default"] if self.dtype == "auto" else ["--dtype", self.dtype]
@@ -121,22 +112,18 @@ class TransformersEngine(Facts):
             argv += ["--threads", str(self.threads)]
         if assignment.max_batch_weight is not None:
             argv += ["--max-batch-weight", str(assignment.max_batch_weight)]
-        package = str(Path(llmpilot.__file__).resolve().parent.parent)
-        paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         # Growing segments keep batches of ever new sizes from breaking the memory into pieces.
         allocator = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-        return Command(tuple(argv), {"PYTHONPATH": paths, "PYTORCH_CUDA_ALLOC_CONF": allocator})
+        environment = {"PYTHONPATH": path_of_this_package(), "PYTORCH_CUDA_ALLOC_CONF": allocator}
+        return Command(tuple(argv), environment)
 
     def _interpreter(self) -> str:
         if self.python is not None:
-            found = shutil.which(str(Path(self.python).expanduser()))
-            if found is None:
-                raise ConfigError(
-                    "engine.python is no program",
-                    given=self.python,
-                    cure="name the Python of an environment with PyTorch and LLM-Pilot in it",
-                )
-            return str(Path(found).absolute())
+            return named_program(
+                "engine.python",
+                self.python,
+                cure="name the Python of an environment with PyTorch and LLM-Pilot in it",
+            )
         if importlib.util.find_spec("torch") is None:
             raise PilotError(
                 "engine=transformers needs PyTorch, which is not installed in this environment",

@@ -10,16 +10,25 @@ import sys
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import Field, PositiveInt
 
-from llmpilot.config import Facts, Gpu, Model
+from llmpilot.config import Gpu, Model
 from llmpilot.engine.openai import OpenAIEngine
-from llmpilot.engine.server import Assignment, Command, ServerMetrics
-from llmpilot.errors import ConfigError, PilotError
+from llmpilot.engine.programs import named_program
+from llmpilot.engine.server import (
+    PYTORCH_OUT_OF_MEMORY,
+    VLLM_METRICS,
+    Assignment,
+    Command,
+    MeasuredEngine,
+    ServerMetrics,
+    Variables,
+)
+from llmpilot.errors import PilotError
 from llmpilot.sizing import kv_bytes_on_profile
 
 
-class VllmEngine(Facts):
+class VllmEngine(MeasuredEngine):
     """vLLM's OpenAI-compatible server, the model sharded over the GPUs of the profile.
 
     vLLM does not reserve room for output tokens: it admits a request when its prompt fits into free KV
@@ -34,22 +43,12 @@ class VllmEngine(Facts):
     """
 
     name: ClassVar[str] = "vllm"
-    measurement: ClassVar[str] = "measured"
     # KV blocks are allocated at start; /sleep and /wake_up (development mode) restore the same number.
     live_weight: ClassVar[bool] = False
-    health_path: ClassVar[str] = "/health"
-    metrics: ClassVar[ServerMetrics] = ServerMetrics(
-        path="/metrics",
-        running="vllm:num_requests_running",
-        waiting="vllm:num_requests_waiting",
-        kv_use="vllm:kv_cache_usage_perc",
-        preemptions="vllm:num_preemptions_total",
-        tokens="vllm:generation_tokens_total",
-    )
-    # PyTorch's own, then messages of vLLM's v1/core/kv_cache_utils.py, v1/worker/utils.py and cpu_worker.py.
+    metrics: ClassVar[ServerMetrics] = VLLM_METRICS
+    # Besides PyTorch's: messages of v1/core/kv_cache_utils.py, v1/worker/utils.py and cpu_worker.py.
     out_of_memory: ClassVar[re.Pattern[str]] = re.compile(
-        r"(?:CUDA|HIP) out of memory|can't allocate memory|CUDA error: out of memory"
-        r"|No available memory for the cache blocks"
+        PYTORCH_OUT_OF_MEMORY + r"|can't allocate memory|No available memory for the cache blocks"
         r"|To serve at least one request with the models?'s max seq len"
         r"|larger than the maximum number of tokens that can be stored in KV cache"
         r"|is less than requested memory for kv|is less than desired (?:GPU|CPU) memory utilization"
@@ -65,20 +64,12 @@ class VllmEngine(Facts):
     max_num_seqs: PositiveInt | None = None
     enforce_eager: bool = False
     extra_args: tuple[str, ...] = ()
-    environment: dict[str, Annotated[str, BeforeValidator(str)]] = Field(default_factory=dict)
+    environment: Variables = Field(default_factory=dict)
 
     @property
     def wire(self) -> OpenAIEngine:
         """How requests are put to it and answers are read: no token ids that the served model has not."""
         return OpenAIEngine(dialect="vllm", vocabulary_size=self._vocabulary_size())
-
-    def served_model(self, model: Model) -> str:
-        """Return the name that the server gives the model in its API."""
-        return model.name
-
-    def default_max_batch_weight(self, model: Model, gpu: Gpu) -> None:
-        """Return None: without a cap, vLLM takes what memory it finds, and says how many blocks that is."""
-        return
 
     def blocks(self, max_batch_weight: int) -> int:
         """Return the KV blocks that hold a max batch weight [tokens], and the one that vLLM keeps back."""
@@ -97,14 +88,13 @@ class VllmEngine(Facts):
         """
         model = assignment.model
         gpus = self.tensor_parallel or assignment.gpu.count
-        longest = min(assignment.heaviest_request_tokens, model.max_positions or sys.maxsize)
         source = self.model_path or model.hf_id
         local = Path(source).expanduser().is_dir()
         argv = [self._binary(), "serve", str(Path(source).expanduser().absolute()) if local else source]
-        argv += ["--served-model-name", self.served_model(model)]
+        argv += ["--served-model-name", model.name]
         argv += ["--host", assignment.host, "--port", str(assignment.port)]
         argv += ["--tensor-parallel-size", str(gpus), "--dtype", self.dtype]
-        argv += ["--max-model-len", str(longest)]
+        argv += ["--max-model-len", str(assignment.longest_request_tokens)]
         # Every prompt is new to it; and sampling is as the workload says, not the model's own defaults.
         argv += ["--no-enable-prefix-caching", "--generation-config", "vllm"]
         argv += ["--disable-uvicorn-access-log"]
@@ -139,14 +129,11 @@ class VllmEngine(Facts):
 
     def _binary(self) -> str:
         if self.binary is not None:
-            found = shutil.which(str(Path(self.binary).expanduser()))
-            if found is None:
-                raise ConfigError(
-                    "engine.binary is no program",
-                    given=self.binary,
-                    cure="name the vllm command of the environment that vLLM is installed in",
-                )
-            return str(Path(found).absolute())
+            return named_program(
+                "engine.binary",
+                self.binary,
+                cure="name the vllm command of the environment that vLLM is installed in",
+            )
         beside = Path(sys.executable).parent / "vllm"
         found = shutil.which("vllm") or (str(beside) if beside.is_file() else None)
         if found is None:

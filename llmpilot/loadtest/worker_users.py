@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from abc import ABC, abstractmethod
 from array import array
 from collections import deque
 from collections.abc import Callable
@@ -82,7 +83,7 @@ class Plan:
     deadline_ns: int
 
 
-class Sender:
+class Sender(ABC):
     """What closed and open loop share: flights under way, their timeouts, and when the level is over."""
 
     def __init__(
@@ -109,13 +110,13 @@ class Sender:
         self._touched_ns = clock_ns()
         self.loop.call_later(TOUCH_S, self._touch)
 
+    @abstractmethod
     def start(self) -> None:
         """Send the first requests."""
-        raise NotImplementedError
 
+    @abstractmethod
     def after(self, flight: Flight, broken: str, connection: Connection | None) -> None:
         """A request has ended; its connection is given where it can be used again."""
-        raise NotImplementedError
 
     def at(self, when_ns: int, action: Callable[[], object]) -> None:
         """Call `action` at a time of our clock, which need not be the event loop's."""

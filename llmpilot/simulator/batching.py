@@ -152,7 +152,6 @@ class Batcher:
     def finish_prefill(self, action: Prefill) -> list[Sequence]:
         """Put the prefilled sequences into the batch; return those that needed a single token only."""
         self._steps_since_prefill = 0
-        self._most_admissible = NEVER
         self._must_decode = bool(self.running)
         done = []
         for sequence in action.sequences:
@@ -166,8 +165,7 @@ class Batcher:
             self.weight += sequence.weight
             self.kv_tokens += sequence.copies * (sequence.input_tokens + 1)
         self._join = self._must_decode and len(done) < len(action.sequences)
-        if self.rule.padded:
-            self._pad()
+        self.batch_changed()
         return done
 
     def drop_prefill(self) -> None:
@@ -189,9 +187,7 @@ class Batcher:
             self.kv_tokens -= sequence.weight
             done.append(sequence)
         if done:
-            self._most_admissible = NEVER
-            if self.rule.padded:
-                self._pad()
+            self.batch_changed()
         return done
 
     def lose_batch(self) -> list[Sequence]:
@@ -202,6 +198,12 @@ class Batcher:
         self._most_admissible = NEVER
         self._must_decode = self._join = False
         return lost
+
+    def batch_changed(self) -> None:
+        """Find out anew who fits, now that others run or wait; and how long a padded batch's rows are."""
+        self._most_admissible = NEVER
+        if self.rule.padded:
+            self._pad()
 
     def _wait(self) -> int:
         """Return how many steps after the last prefill those that may fit will have waited long enough."""

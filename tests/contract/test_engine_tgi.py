@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_lines import flag
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,18 +23,6 @@ from llmpilot.loadtest.stream import Answer, read_answer
 
 MODEL, GPU = catalog.models()["starcoder"], catalog.gpus()["a100"]
 ASSIGNMENT = Assignment(MODEL, GPU, 6000, 300, host="127.0.0.1", port=4711)
-
-
-@pytest.fixture
-def binary(tmp_path: Path) -> str:
-    program = tmp_path / "text-generation-launcher"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
-    return str(program)
-
-
-def flag(argv: tuple[str, ...], name: str) -> str:
-    return argv[argv.index(name) + 1]
 
 
 def number(argv: tuple[str, ...], name: str) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_lines import flag
 
 from llmpilot import catalog
 from llmpilot.engine.llamacpp import LlamaCppEngine
@@ -29,16 +30,14 @@ Made = Callable[[], ServerEngine]
 
 
 @pytest.fixture(params=["llamacpp", "vllm", "sglang", "transformers"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> ServerEngine:
-    program, weights = tmp_path / "server", tmp_path / "m.gguf"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
+def engine(request: pytest.FixtureRequest, tmp_path: Path, binary: str) -> ServerEngine:
+    weights = tmp_path / "m.gguf"
     weights.write_bytes(b"GGUF")
     engines: dict[str, Made] = {
-        "llamacpp": lambda: LlamaCppEngine(binary=str(program), model_path=str(weights)),
-        "vllm": lambda: VllmEngine(binary=str(program)),
-        "sglang": lambda: SglangEngine(python=str(program)),
-        "transformers": lambda: TransformersEngine(python=str(program)),
+        "llamacpp": lambda: LlamaCppEngine(binary=binary, model_path=str(weights)),
+        "vllm": lambda: VllmEngine(binary=binary),
+        "sglang": lambda: SglangEngine(python=binary),
+        "transformers": lambda: TransformersEngine(python=binary),
     }
     return engines[request.param]()
 
@@ -63,11 +62,10 @@ def test_more_weight_never_means_less(engine: ServerEngine) -> None:
         "sglang": "--max-total-tokens",
         "transformers": "--max-batch-weight",
     }
-    flag = flags[engine.name]
     sizes = []
     for weight in (300, 301, 599, 600, 6000, 10**6, 10**7):
         argv = engine.command(replace(ASSIGNMENT, max_batch_weight=weight)).argv
-        sizes.append(int(argv[argv.index(flag) + 1]))
+        sizes.append(int(flag(argv, flags[engine.name])))
     assert sizes == sorted(sizes)
     assert sizes[0] >= 1
     assert sizes[-1] > sizes[0]

@@ -1,34 +1,20 @@
 """A characterization whose max batch weight is tuned first, on the simulated service."""
 
-import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import Run
-from mlflow import MlflowClient
-from mlflow.entities import Run as MlflowRun
+from tracked import client_here, interrupted_after, read, runs, stopping_at
 
-from llmpilot import catalog, loadtest
+from llmpilot import catalog
 from llmpilot.engine.simulated import SimulatedEngine
 from llmpilot.tasks import characterize
 
 CELL = ("+gpu=t4", "+model=flan_t5_xl")
 QUICK = ("load.users=[1,4]", "load.duration_s=10", "load.warmup_s=1", "tuner.users=8", "tuner.tolerance=0.3")
 CAPACITY = SimulatedEngine().memory(catalog.models()["flan_t5_xl"], catalog.gpus()["t4"]).kv_capacity_tokens
-
-
-def runs(task: str) -> list[MlflowRun]:
-    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
-    found = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    return [r for r in found if r.data.tags.get("llmpilot.task") == task]
-
-
-def read(path: str) -> Any:
-    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def test_the_weight_is_found_first_used_and_logged(run: Run) -> None:
@@ -95,13 +81,8 @@ def test_open_loops_are_tuned_by_users_and_a_replay_is_not(run: Run) -> None:
 
 
 def test_an_interrupted_run_goes_on_with_the_weight_it_had(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(endpoint: Any, traffic: Any, level: float) -> Any:
-        if level == 4:
-            raise KeyboardInterrupt
-        return loadtest.run_level(endpoint, traffic, level)
-
     with monkeypatch.context() as patch:
-        patch.setattr(characterize, "run_level", interrupted)
+        patch.setattr(characterize, "run_level", stopping_at(4, KeyboardInterrupt))
         assert run(*CELL, *QUICK, "result_file=r.json").code == 130
     (tracked,) = runs("characterize")
     assert tracked.info.status == "KILLED"
@@ -158,7 +139,7 @@ def test_an_unreachable_tracking_server_costs_no_measurement(run: Run) -> None:
 
 
 def test_the_run_of_mlflow_run_is_the_characterizations(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+    client = client_here()
     made = client.create_run(client.create_experiment("llm-pilot/characterize")).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", made)
     assert run(*CELL, *QUICK, "result_file=r.json").code == 0
@@ -168,24 +149,15 @@ def test_the_run_of_mlflow_run_is_the_characterizations(run: Run, monkeypatch: p
 
 def test_ctrl_c_while_tuning_keeps_the_finished_trials(workdir: Path) -> None:
     slow = ("load.users=[1]", "load.duration_s=6000", "tuner.users=64", "tuner.tolerance=0.5")
-    command = [sys.executable, "-m", "llmpilot", "task=tune", "tuner=bisection", *CELL, *slow]
-    command.append("result_file=r.json")
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert process.stderr is not None
-    before = ""
-    for line in process.stderr:
-        before += line
-        if line.startswith("trial 1"):
-            break
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
+    command = ("task=tune", "tuner=bisection", *CELL, *slow, "result_file=r.json")
+    before, err = interrupted_after("trial 1", *command)
     assert "the same command goes on" in err
     (study,) = (r for r in runs("tune") if "mlflow.parentRunId" not in r.data.tags)
     assert study.info.status == "KILLED"
 
-    again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    again = subprocess.run(
+        [sys.executable, "-m", "llmpilot", *command], capture_output=True, text=True, check=True, timeout=300
+    )
     finished, later = _trials(before + err), _trials(again.stderr)
     assert finished
     assert later

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import pytest
 from conftest import Run
-from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
+from tracked import client_here, interrupted_after, read, runs, stopping_at
 
 from llmpilot import loadtest
 from llmpilot.tasks import characterize
@@ -21,15 +20,6 @@ QUICK = ("tuner=none", "load.users=[1,4,16]", "load.duration_s=10", "load.warmup
 STATISTICS = {"p50", "p90", "p95", "p99", "mean"}
 
 
-def client_here() -> MlflowClient:
-    return MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
-
-
-def runs() -> list[MlflowRun]:
-    client = client_here()
-    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
-
-
 def artifacts_of(run: MlflowRun) -> set[str]:
     return {file.path for file in client_here().list_artifacts(run.info.run_id)}
 
@@ -37,10 +27,6 @@ def artifacts_of(run: MlflowRun) -> set[str]:
 def steps_of(run: MlflowRun, metric: str) -> list[int]:
     history = client_here().get_metric_history(run.info.run_id, metric)
     return [point.step for point in history]
-
-
-def read(path: str | Path) -> Any:
-    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def test_the_headline_command(run: Run, workdir: Path) -> None:
@@ -169,35 +155,18 @@ def test_an_interrupted_run_is_kept_and_resumed(run: Run, monkeypatch: pytest.Mo
     assert read("whole.json")["levels"] == read("r.json")["levels"]
 
 
+LONG = ("tuner=none", "load.users=[1,128]", "load.duration_s=400000")
+
+
 def test_ctrl_c_in_the_middle_of_a_level(workdir: Path) -> None:
-    long = ("tuner=none", "load.users=[1,128]", "load.duration_s=400000")
-    command = [sys.executable, "-m", "llmpilot", *CELL, *long]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "requests ok" in line:
-            break
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
+    _, err = interrupted_after("requests ok", *CELL, *LONG)
     assert "the same command goes on" in err
     (tracked,) = runs()
     assert tracked.info.status == "KILLED"
 
 
 def test_ctrl_c_in_a_sweep_ends_its_runs(workdir: Path) -> None:
-    long = ("tuner=none", "load.users=[1,128]", "load.duration_s=400000")
-    command = [sys.executable, "-m", "llmpilot", "-m", *CELL, *long]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "requests ok" in line:
-            break
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
+    interrupted_after("requests ok", "-m", *CELL, *LONG)
     assert {run.info.status for run in runs()} == {"KILLED"}
 
 
@@ -333,13 +302,8 @@ def test_a_killed_run_can_be_uploaded_and_gone_on_with(run: Run, monkeypatch: py
     def killed(*_: Any) -> None:
         raise KilledError
 
-    def levels(endpoint: Any, traffic: Any, level: float) -> Any:
-        if level == 4:
-            raise KilledError
-        return loadtest.run_level(endpoint, traffic, level)
-
     with monkeypatch.context() as patch:
-        patch.setattr(characterize, "run_level", levels)
+        patch.setattr(characterize, "run_level", stopping_at(4, KilledError))
         patch.setattr(characterize, "_give_up", killed)  # as after kill -9: nobody tidies up
         with pytest.raises(KilledError):
             run(*CELL, *QUICK)

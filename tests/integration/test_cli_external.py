@@ -1,11 +1,10 @@
 """The command line against a server over HTTP: our emulator in its own process, which knows the truth."""
 
-import json
 from pathlib import Path
 
 import pytest
 from conftest import Run
-from mlflow import MlflowClient
+from tracked import client_here, read
 
 from llmpilot import tracking
 from llmpilot.emulator import FixedTiming, Options, example_service, in_process
@@ -21,7 +20,7 @@ def test_a_served_model_is_measured_and_the_client_states_its_error(run: Run) ->
     assert ran.code == 0, ran.err
     assert ran.out.startswith("MEASURED")
     assert "SIMULATED all the same" in ran.out
-    result = json.loads(Path("r.json").read_text(encoding="utf-8"))
+    result = read("r.json")
     assert (result["engine"], result["deployment"]) == ("openai", "external")
     assert result["measurement"] == "simulated", "our emulator is no measurement of an engine"
     assert result["max_batch_weight"] is None
@@ -31,7 +30,7 @@ def test_a_served_model_is_measured_and_the_client_states_its_error(run: Run) ->
         assert level["itl_ms"]["p50"] == pytest.approx(5, rel=0.2)
         assert level["client"]["tokens_counted_by"].keys() == {"token_ids"}
     assert result["client"]["error"]["users"] == 8
-    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+    client = client_here()
     metrics = client.get_run(result["run_id"]).data.metrics
     assert {"client.ttft_error_ms.p50", "client.itl_error_ms.p50", "client.busy_share"} <= set(metrics)
 
@@ -43,7 +42,7 @@ def test_the_server_is_looked_at_and_short_windows_are_said(run: Run) -> None:
         quiet = ("deployment.client.calibrate=false", "load.warmup_s=0.5", "load.duration_s=1.5")
         ran = run(*SERVICE, url, *quiet, "load.users=[1,32]", "result_file=r.json")
     assert ran.code == 0, ran.err
-    result = json.loads(Path("r.json").read_text(encoding="utf-8"))
+    result = read("r.json")
     short, enough = result["levels"]
     assert short["window_problem"]
     assert enough["window_problem"] is None
@@ -52,7 +51,7 @@ def test_the_server_is_looked_at_and_short_windows_are_said(run: Run) -> None:
     assert short["server"]["running"]["max"] <= 1
     assert 1 < enough["server"]["running"]["mean"] <= 32
     assert "running" in ran.err
-    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+    client = client_here()
     logged = client.get_run(result["run_id"])
     assert logged.data.tags[tracking.TAG_WINDOW_TOO_SHORT] == "1"
     assert "vllm:num_requests_running" in logged.data.tags[tracking.TAG_SERVER_METRICS]
@@ -75,7 +74,7 @@ def test_a_level_that_mostly_fails_ends_the_ladder(run: Run) -> None:
         url = f"deployment.url={emulator.url}"
         ran = run(*SERVICE, *QUICK, url, "deployment.client.calibrate=false", "result_file=r.json")
     assert ran.code == 0, ran.err
-    result = json.loads(Path("r.json").read_text(encoding="utf-8"))
+    result = read("r.json")
     assert len(result["levels"]) == 1
     assert set(result["levels"][0]["failures"]) == {"http_500"}
     assert result["users_max"] == 0

@@ -13,7 +13,7 @@ import pytest
 from llmpilot.config import build
 from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.deploy.external import EMULATOR_OWNER, ExternalDeployment, ServiceError
-from llmpilot.emulator.wire import FINGERPRINT
+from llmpilot.emulator import Emulator
 from llmpilot.engine.openai import OpenAIEngine
 from llmpilot.engine.vllm import VllmEngine
 from llmpilot.errors import ConfigError
@@ -180,6 +180,6 @@ def test_url_must_be_one(url: str) -> None:
 
 
 def test_our_own_emulator_is_recognised() -> None:
-    assert EMULATOR_OWNER == FINGERPRINT
+    assert Emulator.product == EMULATOR_OWNER
     with service({"data": [{"id": "m", "owned_by": EMULATOR_OWNER}]}) as url:
         assert endpoint(url).simulated

@@ -1,7 +1,5 @@
 """The whole way against llama.cpp's real server, which we start and stop, on a tiny random StarCoder."""
 
-import importlib.util
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +7,10 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from real_servers import InLittleMemory, alike, measure_level, needs_llamacpp, require_every_token
 
 from llmpilot import catalog, metrics
-from llmpilot.config import Load, Sla
+from llmpilot.config import Sla
 from llmpilot.deploy.process import (
     ProcessDeployment,
     ProcessEndpoint,
@@ -19,28 +18,15 @@ from llmpilot.deploy.process import (
     ServerOutOfMemoryError,
 )
 from llmpilot.engine.llamacpp import LlamaCppEngine
-from llmpilot.engine.server import Assignment, Command
-from llmpilot.engine.tiny_model import write_gguf
-from llmpilot.loadtest import Records, Traffic, run_level
-from llmpilot.workload import Requests, fit, from_lengths
+from llmpilot.loadtest import Records
+from llmpilot.workload import Requests
 
-SERVER = shutil.which("llama-server") or importlib.util.find_spec("xllamacpp")
-pytestmark = [
-    pytest.mark.skipif(not SERVER, reason="needs llama.cpp's server: pip install xllamacpp"),
-    pytest.mark.skipif(not importlib.util.find_spec("gguf"), reason="makes its model: pip install gguf"),
-]
+pytestmark = needs_llamacpp
 
 MODEL, GPU = catalog.models()["starcoder"], catalog.gpus()["a100"]
 INPUT, OUTPUT = 24, 16
 HEAVIEST = INPUT + OUTPUT
 SLOTS = 2
-
-
-@pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
-    write_gguf(path)
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +40,8 @@ def endpoint(gguf: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pr
         found.raise_if_ended()
 
 
-def measure(endpoint: ProcessEndpoint, users: int, rows: Requests | None = None) -> Records:
-    load = Load(arrival="closed", users=[users], warmup_s=0.4, duration_s=1.5, drain_s=20)
-    workload = fit(lambda: [from_lengths([INPUT], [OUTPUT])])
-    alike = from_lengths(np.full(50_000, INPUT), np.full(50_000, OUTPUT))
-    return run_level(endpoint, Traffic(load, workload, 1, rows or alike), users)
+def measure(endpoint: ProcessEndpoint, users: int, rows: Requests) -> Records:
+    return measure_level(endpoint, users, rows, warmup_s=0.4, duration_s=1.5, drain_s=20)
 
 
 def test_ladder(endpoint: ProcessEndpoint) -> None:
@@ -67,24 +50,16 @@ def test_ladder(endpoint: ProcessEndpoint) -> None:
     assert endpoint.vocabulary_size == 512  # of the model that is served, not of the facts
     ttft_ms = {}
     for users in (1, 4, 16):
-        records = measure(endpoint, users)
-        ok = records.failure == ""
-        assert set(records.failure) <= {"", "unfinished"}
-        assert ok.sum() > users
-        assert records.notes["tokens_counted_by"].keys() == {"timings"}
-        assert (np.diff(records.gap_offsets)[ok] == OUTPUT - 1).all()
-        level = metrics.summarize(records, Sla())
-        assert level["failure_rate"] == 0
-        ttft_ms[users] = level["ttft_ms"]["p50"]
+        records = measure(endpoint, users, alike((INPUT, OUTPUT)))
+        ttft_ms[users] = require_every_token(records, users, OUTPUT, "timings")["ttft_ms"]["p50"]
     assert ttft_ms[16] > ttft_ms[4] > ttft_ms[1]
     # Seven others go before, two at a time: most of the time to the first token is waiting.
     assert ttft_ms[16] > 3 * ttft_ms[1]
 
 
 def test_sampling_and_several_sequences(endpoint: ProcessEndpoint) -> None:
-    alike = from_lengths(np.full(2000, INPUT), np.full(2000, OUTPUT))
     sampled = replace(
-        alike,
+        alike((INPUT, OUTPUT), 2000),
         batch_size=np.full(2000, 2),
         greedy=np.zeros(2000, np.bool_),
         temperature=np.full(2000, 0.8),
@@ -107,11 +82,10 @@ def test_metrics_are_called_what_the_engine_says(endpoint: ProcessEndpoint) -> N
 def test_error_in_the_middle_of_an_answer_is_a_failure(gguf: str, tmp_path: Path) -> None:
     """In one context for all slots, requests that no longer fit fail after a 200 and some tokens."""
     engine = LlamaCppEngine(model_path=gguf, threads=1, unified_kv=True, slots=12)
-    rows = from_lengths(np.full(2000, 8), np.full(2000, 100))
     with ProcessDeployment().start(
         engine, MODEL, GPU, 512, heaviest_request_tokens=108, log_path=tmp_path / "server.log"
     ) as endpoint:
-        records = measure(endpoint, 12, rows)
+        records = measure(endpoint, 12, alike((8, 100), 2000))
         endpoint.raise_if_ended()
     failed = records.failure == "error_in_stream"
     assert failed.any()
@@ -135,15 +109,6 @@ def test_no_model(tmp_path: Path) -> None:
     ):
         pass
     assert "magic" in str(died.value) or "load" in str(died.value)
-
-
-class InLittleMemory(LlamaCppEngine):
-    """The same engine, where a process may have no more than 12 GB of address space."""
-
-    def command(self, assignment: Assignment) -> Command:
-        command = super().command(assignment)
-        limited = ("/bin/sh", "-c", 'ulimit -v 12000000; exec "$@"', "sh", *command.argv)
-        return Command(limited, command.environment)
 
 
 def test_too_large_a_weight_is_an_outcome(gguf: str, tmp_path: Path) -> None:

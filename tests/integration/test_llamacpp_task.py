@@ -1,9 +1,7 @@
 """The command line from end to end against llama.cpp's real server."""
 
-import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,15 +11,12 @@ from pathlib import Path
 import pytest
 from conftest import Run
 from mlflow import MlflowClient
+from real_servers import needs_llamacpp
 
 from llmpilot import tracking
 from llmpilot.engine.tiny_model import write_gguf
 
-SERVER = shutil.which("llama-server") or importlib.util.find_spec("xllamacpp")
-pytestmark = [
-    pytest.mark.skipif(not SERVER, reason="needs llama.cpp's server: pip install xllamacpp"),
-    pytest.mark.skipif(not importlib.util.find_spec("gguf"), reason="makes its model: pip install gguf"),
-]
+pytestmark = needs_llamacpp
 CELL = ("+gpu=a100", "+model=starcoder", "engine=llamacpp", "deployment=process")
 SERVED = (*CELL, "engine.model_path=tiny.gguf", "engine.threads=1", "max_batch_weight=8192")
 QUICK = ("load.users=[1,4]", "load.duration_s=1", "load.warmup_s=0.3", "deployment.client.calibrate=false")

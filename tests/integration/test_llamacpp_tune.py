@@ -1,9 +1,7 @@
 """Tuning against llama.cpp's real server: what fails is an outcome, and the answer is that of a sweep."""
 
-import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -16,35 +14,23 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Run
+from real_servers import InLittleMemory, needs_llamacpp
 
 from llmpilot import catalog
 from llmpilot.config import Load, Sla
 from llmpilot.deploy.process import ProcessDeployment
 from llmpilot.engine.llamacpp import LlamaCppEngine
-from llmpilot.engine.server import Assignment, Command
-from llmpilot.engine.tiny_model import write_gguf
 from llmpilot.loadtest import Traffic
 from llmpilot.tune import Outcome, Services, Tuner, measure
 from llmpilot.tune.plan import FEASIBLE, REPEAT, Question
 from llmpilot.workload import fit, from_lengths
 
-SERVER = shutil.which("llama-server") or importlib.util.find_spec("xllamacpp")
-pytestmark = [
-    pytest.mark.skipif(not SERVER, reason="needs llama.cpp's server: pip install xllamacpp"),
-    pytest.mark.skipif(not importlib.util.find_spec("gguf"), reason="makes its model: pip install gguf"),
-]
+pytestmark = needs_llamacpp
 
 MODEL, GPU = catalog.models()["starcoder"], catalog.gpus()["a100"]
 INPUT, OUTPUT = 24, 16
 HEAVIEST = INPUT + OUTPUT
 USERS = 12
-
-
-@pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
-    write_gguf(path)
-    return str(path)
 
 
 @pytest.fixture(autouse=True)
@@ -74,15 +60,6 @@ def outcome(
         )
     finally:
         services.discard()
-
-
-class InLittleMemory(LlamaCppEngine):
-    """The same engine, where a process may have no more than 12 GB of address space."""
-
-    def command(self, assignment: Assignment) -> Command:
-        command = super().command(assignment)
-        limited = ("/bin/sh", "-c", 'ulimit -v 12000000; exec "$@"', "sh", *command.argv)
-        return Command(limited, command.environment)
 
 
 def test_a_weight_that_it_survives_is_feasible(gguf: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import Ran, Run
+from hf_configs import TINY_LLAMA
 
 from llmpilot import cli
 from llmpilot.config import Tracking
@@ -17,19 +18,6 @@ from llmpilot.errors import TrackingError
 STORE = Tracking(uri="sqlite:///mlflow.db")
 LADDER = ("load.users=[1,4]", "load.duration_s=60", "tuner=none")
 DEAD = "tracking.uri=http://127.0.0.1:9"
-
-HF_CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "vocab_size": 32000,
-    "max_position_embeddings": 2048,
-    "torch_dtype": "float16",
-}
 
 
 @dataclass
@@ -45,7 +33,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Sto
     """Real runs of every kind, all of them simulated, in a database that tests take copies of."""
     folder = tmp_path_factory.mktemp("store")
     shutil.copy(empty_database, folder / "mlflow.db")
-    (folder / "config.json").write_text(json.dumps(HF_CONFIG))
+    (folder / "config.json").write_text(json.dumps(TINY_LLAMA))
     commands = {
         "derived": ("+gpu=t4", "+model=hf", "model.config=config.json", "model.name=mine", *LADDER),
         "known": ("+gpu=a100", "gpu.count=2", "+model=starcoder", *LADDER),
@@ -110,7 +98,7 @@ def test_every_level_of_a_ladder_of_users_is_a_row(client: Any, run: Run, store:
     assert f"kept apart: {apart}" in ran.err
     assert data.models[apart].weight_bytes_per_parameter == 1.0
     assert data.models["starcoder"] == published().models["starcoder"]
-    assert data.models["mine"].n_kv_heads == HF_CONFIG["num_key_value_heads"]
+    assert data.models["mine"].n_kv_heads == TINY_LLAMA["num_key_value_heads"]
 
     for name, key in (("derived", "mine"), ("known", "starcoder"), ("quantized", apart)):
         made, rows = store.runs[name], own.only(key).table

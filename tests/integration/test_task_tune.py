@@ -1,6 +1,5 @@
 """`task=tune` from end to end, on the simulated service."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -9,8 +8,8 @@ from typing import Any
 
 import pytest
 from conftest import Run
-from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
+from tracked import client_here, read, runs
 
 from llmpilot import catalog
 from llmpilot.engine.simulated import SimulatedEngine
@@ -22,18 +21,8 @@ FEASIBLE = ("tuner=bisection", "tuner.tolerance=1")
 CAPACITY = SimulatedEngine().memory(catalog.models()["flan_t5_xl"], catalog.gpus()["t4"]).kv_capacity_tokens
 
 
-def runs() -> list[MlflowRun]:
-    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
-    return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
-
-
 def artifacts_of(run: MlflowRun, path: str | None = None) -> set[str]:
-    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
-    return {file.path for file in client.list_artifacts(run.info.run_id, path)}
-
-
-def read(path: str) -> Any:
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    return {file.path for file in client_here().list_artifacts(run.info.run_id, path)}
 
 
 def worker(*arguments: str) -> subprocess.Popen[str]:

@@ -46,8 +46,8 @@ Asked = Callable[..., Awaitable[httpx.Response]]
 def served(test: Callable[[Asked, Site], Awaitable[None]]) -> None:
     async def run() -> None:
         site = Site(SERVED, Sums())
-        url = await site.start("127.0.0.1", 0)
-        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=20) as http:
+        await site.start("127.0.0.1", 0)
+        async with httpx.AsyncClient(base_url=site.url, trust_env=False, timeout=20) as http:
 
             async def ask(prompt: list[int], **fields: Any) -> httpx.Response:
                 body = {"model": "sums", "prompt": prompt, "max_tokens": 4, "return_token_ids": True} | fields
@@ -106,3 +106,22 @@ def test_a_bug_of_the_model_is_known_to_the_server(capfd: pytest.CaptureFixture[
 
     served(test)
     assert "ZeroDivisionError: a bug" in capfd.readouterr().err
+
+
+def test_it_speaks_in_its_own_name() -> None:
+    async def test(ask: Asked, site: Site) -> None:
+        answer = await ask([1, 2])
+        assert answer.headers["server"].startswith("llm-pilot-transformers/")
+        assert answer.json()["system_fingerprint"] == "llm-pilot-transformers"
+        async with httpx.AsyncClient(base_url=site.url, trust_env=False, timeout=20) as http:
+            (card,) = (await http.get("/v1/models")).json()["data"]
+            assert card["owned_by"] == "llm-pilot-transformers"
+            assert card["meta"] == {"n_vocab": SERVED.vocabulary_size}
+            said = [await ask([1], echo=True), await http.get("/metrics"), await http.get("/health")]
+            assert [answer.status_code for answer in said] == [400, 200, 200]
+            assert not any("emulat" in answer.text + str(answer.headers) for answer in said)
+            assert "\nvllm:generation_tokens_total{" in said[1].text
+            refused = await http.get("/v1/completions")
+            assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+
+    served(test)

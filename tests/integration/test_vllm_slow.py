@@ -8,16 +8,13 @@ import shutil
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
+from real_servers import alike, measure_level, require_every_token
 
-from llmpilot import catalog, metrics
-from llmpilot.config import Load, Sla
+from llmpilot import catalog
 from llmpilot.deploy.process import ProcessDeployment, ServerOutOfMemoryError
 from llmpilot.engine.tiny_model import write_hf
 from llmpilot.engine.vllm import VllmEngine
-from llmpilot.loadtest import Traffic, run_level
-from llmpilot.workload import fit, from_lengths
 
 BINARY = os.environ.get("LLMPILOT_VLLM") or shutil.which("vllm")
 pytestmark = [
@@ -50,17 +47,10 @@ def test_ladder_under_a_small_batch_weight(engine: VllmEngine, tmp_path: Path) -
     ) as endpoint:
         ttft_ms, said = {}, {}
         for users in (1, 16):
-            load = Load(arrival="closed", users=[users], warmup_s=2, duration_s=10, drain_s=60)
-            rows = from_lengths(np.full(5000, INPUT), np.full(5000, OUTPUT))
-            workload = fit(lambda: [from_lengths([INPUT], [OUTPUT])])
-            records = run_level(endpoint, Traffic(load, workload, 1, rows), users)
+            rows = alike((INPUT, OUTPUT))
+            records = measure_level(endpoint, users, rows, warmup_s=2, duration_s=10, drain_s=60)
             endpoint.raise_if_ended()
-            ok = records.failure == ""
-            assert set(records.failure) <= {"", "unfinished"}
-            assert ok.sum() > users
-            assert records.notes["tokens_counted_by"].keys() == {"token_ids"}
-            assert (np.diff(records.gap_offsets)[ok] == OUTPUT - 1).all()
-            level = metrics.summarize(records, Sla())
+            level = require_every_token(records, users, OUTPUT, "token_ids")
             ttft_ms[users] = level["ttft_ms"]["p50"]
             said[users] = level["server"]
         shown = httpx.get(endpoint.url + engine.metrics.path, trust_env=False).text

@@ -1,6 +1,5 @@
 """The published table as it ships, and its computation from raw requests."""
 
-import os
 from pathlib import Path
 from statistics import median
 
@@ -9,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from paper_data import FOLDER, needs_data
 from recorded import write_campaign
 
 from llmpilot import catalog
@@ -24,11 +24,6 @@ from llmpilot.dataset.published import (
 )
 from llmpilot.simulator.calibration import shipped_calibrations
 from llmpilot.simulator.recordings import CATALOGUE
-
-FOLDER = os.environ.get("LLMPILOT_PUBLISHED_DATA")
-needs_data = pytest.mark.skipif(
-    FOLDER is None, reason="set LLMPILOT_PUBLISHED_DATA to the folder of the paper's requests.parquet"
-)
 
 
 @pytest.fixture(scope="module")
@@ -148,13 +143,13 @@ def test_a_difference_is_found(data: Dataset) -> None:
 
 @needs_data
 def test_the_shipped_table_is_what_the_raw_requests_give(data: Dataset) -> None:
-    computed = from_requests(Path(str(FOLDER)) / "requests.parquet")
+    computed = from_requests(FOLDER / "requests.parquet")
     assert computed.content_hash == data.content_hash
 
 
 @needs_data
 def test_the_published_medians_are_reproduced(data: Dataset) -> None:
-    stated = pd.read_csv(Path(str(FOLDER)) / "published" / "expected_predictions_LLM-Pilot.csv")
+    stated = pd.read_csv(FOLDER / "published" / "expected_predictions_LLM-Pilot.csv")
     profile = stated["gpu"].str.extract(r"(\d+) x (\S+)")
     stated = stated.assign(
         model=stated["model"].map(CATALOGUE),

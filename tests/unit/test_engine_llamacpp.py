@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_lines import flag
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,18 +25,6 @@ ASSIGNMENT = Assignment(
 def gguf(tmp_path: Path) -> str:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     return str(tmp_path / "m.gguf")
-
-
-@pytest.fixture
-def binary(tmp_path: Path) -> str:
-    program = tmp_path / "llama-server"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
-    return str(program)
-
-
-def flag(argv: tuple[str, ...], name: str) -> str:
-    return argv[argv.index(name) + 1]
 
 
 def test_weight_becomes_slots_that_each_hold_the_heaviest_request() -> None:

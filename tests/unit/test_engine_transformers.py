@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_lines import flag
 
 from llmpilot import catalog
 from llmpilot.config import Model, parse
@@ -24,10 +25,6 @@ DENSE = [
 MODEL, GPU = MODELS["starcoder"], catalog.gpus()["h200"]
 ASSIGNMENT = Assignment(MODEL, GPU, 6000, 300, host="127.0.0.1", port=4711)
 HERE = TransformersEngine(python=sys.executable)
-
-
-def flag(argv: tuple[str, ...], name: str) -> str:
-    return argv[argv.index(name) + 1]
 
 
 @pytest.mark.parametrize("model", DENSE, ids=lambda model: model.name)

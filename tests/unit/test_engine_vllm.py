@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_lines import flag
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,18 +17,6 @@ from llmpilot.errors import ConfigError, PilotError
 MODEL = catalog.models()["starcoder"]
 GPU = catalog.gpus()["a100"]
 ASSIGNMENT = Assignment(MODEL, GPU, 1200, 300, host="127.0.0.1", port=4711)
-
-
-@pytest.fixture
-def binary(tmp_path: Path) -> str:
-    program = tmp_path / "vllm"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
-    return str(program)
-
-
-def flag(argv: tuple[str, ...], name: str) -> str:
-    return argv[argv.index(name) + 1]
 
 
 @given(st.integers(1, 10**6), st.sampled_from([16, 32, 128]))

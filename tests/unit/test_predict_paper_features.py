@@ -1,23 +1,17 @@
 """The paper's features, their encodings and weights, and how it chooses hyperparameters."""
 
-import os
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from paper_data import FOLDER, needs_data
 
 from llmpilot import catalog
 from llmpilot.dataset import Dataset, DatasetError, published
 from llmpilot.predict.paper import encoding, search
 from llmpilot.predict.paper.features import CATEGORICAL, MISSING, describe
 from llmpilot.predict.paper.table import PAPER_NAMES, Cells, cells_of, sample_weights
-
-FOLDER = os.environ.get("LLMPILOT_PUBLISHED_DATA")
-needs_data = pytest.mark.skipif(
-    FOLDER is None, reason="set LLMPILOT_PUBLISHED_DATA to the folder of the paper's llm_features.csv"
-)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +26,7 @@ def cells(data: Dataset) -> Cells:
 
 @needs_data
 def test_features_are_those_of_the_papers_tables(data: Dataset, cells: Cells) -> None:
-    folder = Path(str(FOLDER))
+    folder = FOLDER
     llms = pd.read_csv(folder / "llm_features.csv").set_index("model")
     gpus = pd.read_csv(folder / "gpu_features.csv", index_col=0).set_index("gpu")
     assert list(cells.features.columns) == ["num_users", *llms.columns, *gpus.columns]

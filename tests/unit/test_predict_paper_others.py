@@ -1,7 +1,6 @@
 """The paper's other methods: Selecta, networks, static policies; and its published predictions, scored."""
 
 import ast
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
+from paper_data import FOLDER, four_llms, needs_data, predictor
 
-from llmpilot import catalog
-from llmpilot.config import build
 from llmpilot.dataset import Dataset, DatasetError, published
 from llmpilot.errors import ConfigError
 from llmpilot.predict.decision import Choice, Need, take_at_face_value
@@ -29,23 +26,11 @@ from llmpilot.predict.paper.networks import (
 from llmpilot.predict.paper.perfnet import convolutional, dense
 from llmpilot.predict.paper.published import FILES, published_predictions
 from llmpilot.predict.paper.static import policies
-from llmpilot.predict.predictor import Predictor
 from llmpilot.predict.scores import judge, score, truth_of
 
-FOLDER = os.environ.get("LLMPILOT_PUBLISHED_DATA")
-needs_data = pytest.mark.skipif(
-    FOLDER is None, reason="set LLMPILOT_PUBLISHED_DATA to the folder of the paper's published/"
-)
 NEED = Need(users=200, nttft_ms=100, itl_ms=50)
 NETWORKS = ("perfnet", "perfnet_v2", "morphling")
 DESCENT = {"epochs": 20, "batch_size": 64, "rate": 0.005, "adaptation_rate": 0.005}
-
-
-def predictor(name: str, **changes: object) -> Predictor:
-    values = yaml.safe_load((catalog.conf_dir() / "predictor" / f"{name}.yaml").read_text(encoding="utf-8"))
-    built = build(values | changes, "predictor")
-    assert isinstance(built, Predictor)
-    return built
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +39,8 @@ def data() -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def few(data: Dataset) -> Dataset:
-    return data.select(data.table["model"].isin(["flan_t5_xl", "llama_7b", "llama_13b", "starcoder"]))
+def few() -> Dataset:
+    return four_llms()
 
 
 def descended(
@@ -131,7 +116,7 @@ def test_selecta_predicts_what_the_paper_published(data: Dataset) -> None:
     rows = data.only("flan_t5_xxl").table
     shown = rows[(rows["gpu"] == "H100") & (rows["count"] == 4)]
     said = fitted.predict(truth.model, truth.profiles, truth.users, shown)
-    theirs = published_predictions(Path(str(FOLDER)) / "published", "selecta", data)["flan_t5_xxl"]
+    theirs = published_predictions(FOLDER / "published", "selecta", data)["flan_t5_xxl"]
     np.testing.assert_allclose(said.nttft_ms, theirs.nttft_ms, rtol=1e-9)
     np.testing.assert_allclose(said.itl_ms, theirs.itl_ms, rtol=1e-9)
 
@@ -224,7 +209,7 @@ def test_of_equal_policies_the_cheapest_comes_first(data: Dataset) -> None:
 @needs_data
 @pytest.mark.parametrize("name", FILES)
 def test_the_published_predictions_score_as_published(name: str, data: Dataset) -> None:
-    folder = Path(str(FOLDER)) / "published"
+    folder = FOLDER / "published"
     expected = pd.read_csv(folder / "expected_recommendation_scores.csv", index_col=0).loc[FILES[name]]
     predictions = published_predictions(folder, name, data)
     assert len(predictions) == 10
@@ -240,7 +225,7 @@ def test_the_published_predictions_score_as_published(name: str, data: Dataset) 
 
 @needs_data
 def test_the_published_policies_score_as_published(data: Dataset) -> None:
-    folder = Path(str(FOLDER)) / "published"
+    folder = FOLDER / "published"
     table = pd.read_csv(folder / "expected_recommendation_scores_static_policies.csv")
     expected = {
         (f"{policy['gpu']}".replace("A100", "A100-40GB"), policy["n"]): row

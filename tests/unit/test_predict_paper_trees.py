@@ -1,42 +1,23 @@
 """The paper's tree methods: its own XGBoost, RF, and PARIS with its fingerprints."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
+from paper_data import FOLDER, four_llms, needs_data, predictor
 from sklearn.ensemble import RandomForestRegressor
 
-from llmpilot import catalog
-from llmpilot.config import build
 from llmpilot.dataset import Dataset, published
 from llmpilot.predict.paper.fingerprint import Fingerprints, users_within
 from llmpilot.predict.paper.forest import cut_predictions
-from llmpilot.predict.predictor import Predictor
 from llmpilot.predict.scores import truth_of
 
-FOLDER = os.environ.get("LLMPILOT_PUBLISHED_DATA")
-needs_data = pytest.mark.skipif(
-    FOLDER is None, reason="set LLMPILOT_PUBLISHED_DATA to the folder of the paper's published/"
-)
 PAPERS = ("llm_pilot", "rf", "paris", "selecta", "perfnet", "perfnet_v2", "morphling", "static")
 SMALL_FOREST = {"n_estimators": [3, 5], "max_depth": [4, 8], "criterion": ["squared_error"]}
 
 
-def predictor(name: str, **changes: object) -> Predictor:
-    values = yaml.safe_load((catalog.conf_dir() / "predictor" / f"{name}.yaml").read_text(encoding="utf-8"))
-    built = build(values | changes, "predictor")
-    assert isinstance(built, Predictor)
-    return built
-
-
 @pytest.fixture(scope="module")
 def few() -> Dataset:
-    """Four LLMs: enough to leave one out, and then another to choose hyperparameters."""
-    data = published()
-    return data.select(data.table["model"].isin(["flan_t5_xl", "llama_7b", "llama_13b", "starcoder"]))
+    return four_llms()
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -65,7 +46,7 @@ def test_xgboost_is_monotone_in_users_and_follows_its_seed(few: Dataset) -> None
 def test_xgboost_predicts_what_the_paper_published() -> None:
     """With the hyperparameters that were published for this LLM, whatever the version of XGBoost."""
     data = published()
-    table = pd.read_csv(Path(str(FOLDER)) / "published" / "expected_predictions_LLM-Pilot.csv")
+    table = pd.read_csv(FOLDER / "published" / "expected_predictions_LLM-Pilot.csv")
     rows = table[table["model"] == "google/flan-ul2"]
     chosen = {"n_estimators": [50], "max_depth": [8], "learning_rate": [0.1], "subsample": [0.5]}
     fitted = predictor("llm_pilot", **chosen, colsample_bytree=[1.0]).fit(data.without("flan_ul2"), seed=42)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hf_configs import TINY_LLAMA
 
 from llmpilot import catalog
 from llmpilot.config import Sla, Tracking
@@ -157,18 +158,7 @@ def test_an_sla_that_they_do_not_cover_is_refused(changes: dict[str, Any], messa
 
 # --- the model, the data, the line to type -----------------------------------------------------------------
 
-CONFIG = {
-    "_name_or_path": "acme/small-llama",
-    "model_type": "llama",
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "vocab_size": 32000,
-    "max_position_embeddings": 2048,
-    "torch_dtype": "float16",
-}
+CONFIG = TINY_LLAMA | {"_name_or_path": "acme/small-llama"}
 
 
 def test_a_model_comes_by_name_file_content_or_facts(tmp_path: Path) -> None:

@@ -11,5 +11,5 @@ than vLLM on the same GPU, so measure vLLM where it can be installed.
     cache      the KV cache, in blocks
     runner     one device: weights, cache, and the two forwards over requests
     answer     tokens of an answer onto the wire, in the formats of the emulator
-    site       routes, metrics and the life of a request
+    site       the model on the network: what it refuses, and tokens on their way to the clients
 """

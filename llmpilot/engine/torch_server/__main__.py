@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from llmpilot.engine.torch_server.shape import DecoderShape
 from llmpilot.engine.torch_server.site import Served, Site
+from llmpilot.errors import PilotError
 
 NO_TORCH = "PyTorch is not installed in this environment: pip install torch (2.5 or newer)"
 
@@ -70,13 +71,13 @@ def main(arguments: list[str]) -> int:
 
 async def _serve(site: Site, host: str, port: int) -> int:
     try:
-        url = await site.start(host, port)
-    except OSError as error:
-        _stop(f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}".lower())
+        await site.start(host, port)
+    except PilotError as error:
+        _stop(error.wrong.lower())
     loop, signalled = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled.set)
-    _say(f"listening on {url}")
+    _say(f"listening on {site.url}")
     site.ended.add_done_callback(lambda _: signalled.set())
     await signalled.wait()
     await site.stop()
