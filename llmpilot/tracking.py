@@ -303,7 +303,7 @@ def _complete_result(path: Path, run_id: str) -> None:
 
 def _check_reachable(tracking: Tracking) -> None:
     """Fail within seconds where MLflow's own retries would take minutes."""
-    uri = _absolute(tracking.uri)
+    uri = absolute_uri(tracking.uri)
     scheme, _, path = uri.partition(":///")
     if uri.startswith(("http://", "https://")):
         import httpx
@@ -327,10 +327,10 @@ def _client(tracking: Tracking) -> Any:
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
-    return MlflowClient(_absolute(tracking.uri))
+    return MlflowClient(absolute_uri(tracking.uri))
 
 
-def _absolute(uri: str) -> str:
+def absolute_uri(uri: str) -> str:
     """Return a SQLite URI with an absolute path: MLflow keeps connections by URI, whatever the directory."""
     scheme, separator, path = uri.partition(":///")
     if scheme != "sqlite" or not path or path.startswith(("/", ":memory:")):

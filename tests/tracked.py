@@ -1,9 +1,11 @@
 """What a command line left behind in the working directory; and how tests stop one in the middle."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,3 +67,48 @@ def interrupted_after(words: str, *arguments: str) -> tuple[str, str]:
     assert process.returncode == 130, before + after
     assert "Traceback" not in before + after
     return before, after
+
+
+def interrupted_when(ready: Callable[[int], object], *arguments: str) -> tuple[str, str]:
+    """Run a command line until `ready`, given its process id, is true, and press Ctrl-C as a terminal does.
+
+    Returns what it printed to standard output and error, once it and all processes it started have ended.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmpilot", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not ready(process.pid):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal tells every process in front of it
+    out, err = process.communicate(timeout=120)  # until none holds its pipes
+    assert process.returncode == 130, out + err
+    assert "Traceback" not in out + err
+    until = time.monotonic() + 10  # one that has let go of its pipes still has to end
+    while left := processes_of(process.pid):
+        assert time.monotonic() < until, left
+        time.sleep(0.02)
+    return out, err
+
+
+def two_workers(session: int) -> bool:
+    """Whether an evaluation in that session has started two processes."""
+    return sum("spawn_main" in command for command in processes_of(session)) == 2
+
+
+def processes_of(session: int) -> list[str]:
+    """Return the command lines of a session's processes that have not ended."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            _, _, facts = (place / "stat").read_text().rpartition(") ")
+            command = (place / "cmdline").read_text()
+        except OSError:
+            continue
+        if facts.split()[3] == str(session) and facts[0] != "Z":
+            found.append(command.replace("\0", " "))
+    return found

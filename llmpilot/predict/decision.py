@@ -115,7 +115,8 @@ def _drawn_users_max(prediction: Prediction, need: Need) -> Ints:
     """Return u_max in every draw, [draw, profile]."""
     draws = prediction.draws
     assert draws is not None
-    within = (draws.nttft_ms <= need.nttft_ms) & (draws.itl_ms <= need.itl_ms)
+    within = draws.logs("nttft_ms") <= np.log(need.nttft_ms)
+    within &= draws.logs("itl_ms") <= np.log(need.itl_ms)
     if need.count_failures and prediction.failing is not None:
         # One level of luck a draw and profile: a service that fails under some load fails under more.
         luck = np.random.default_rng(LUCK_SEED).random(within.shape[:2])

@@ -5,6 +5,7 @@ the predictor's own references, or the few-shot profiles that the caller names.
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ def workers(count: int) -> Iterator[Map]:
     try:
         with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
             try:
-                yield pool.map
+                yield partial(_deaf_to_ctrl_c, pool.map)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in active_children():  # what they are at is of no more use, and takes long
@@ -101,6 +102,18 @@ def workers(count: int) -> Iterator[Map]:
             os.environ.pop("OMP_NUM_THREADS", None)
         else:
             os.environ["OMP_NUM_THREADS"] = before
+
+
+def _deaf_to_ctrl_c(run: Map, *arguments: Any) -> Iterator[Any]:
+    """Call what starts processes, so that a terminal's Ctrl-C reaches this process alone, which ends them.
+
+    A process inherits which signals are held back. One of ours waits until they are let through again.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return run(*arguments)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def profile_key(gpu: str, count: int) -> str:

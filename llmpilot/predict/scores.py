@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from llmpilot.config import Gpu, Model
 from llmpilot.dataset import Dataset
 from llmpilot.predict.decision import Choice, Need
-from llmpilot.predict.prediction import Floats
-
-FAILURES_ALLOWED = 0.01
+from llmpilot.predict.prediction import FAILURES_ALLOWED, Floats
 
 
 @dataclass(frozen=True)

@@ -106,19 +106,19 @@ def _rivals(prediction: Prediction, chosen: Choice | None, need: Need) -> list[i
 
 def _logs(prediction: Prediction) -> Floats:
     assert prediction.draws is not None
-    return np.log(np.stack([prediction.draws.nttft_ms, prediction.draws.itl_ms], axis=1))
+    return np.stack([prediction.draws.logs("nttft_ms"), prediction.draws.logs("itl_ms")], axis=1)
 
 
 def _part(prediction: Prediction, profiles: list[int], logs: Floats) -> Prediction:
     """Return the prediction for some profiles, with these draws [draw, metric, profile, users]."""
-    nttft, itl = np.exp(logs[:, 0]), np.exp(logs[:, 1])
+    nttft, itl = logs[:, 0], logs[:, 1]
     return replace(
         prediction,
         profiles=tuple(prediction.profiles[p] for p in profiles),
-        nttft_ms=np.median(nttft, axis=0),
-        itl_ms=np.median(itl, axis=0),
+        nttft_ms=np.median(np.exp(nttft), axis=0),
+        itl_ms=np.median(np.exp(itl), axis=0),
         failing=None if prediction.failing is None else prediction.failing[profiles],
-        draws=Draws(nttft, itl),
+        draws=Draws.of_logs(nttft, itl),
     )
 
 

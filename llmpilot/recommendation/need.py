@@ -5,9 +5,7 @@ from math import inf
 from llmpilot.config import Sla
 from llmpilot.errors import ConfigError
 from llmpilot.predict.decision import Need
-
-FAILURES_KNOWN = 0.01
-"""The failure rate that predictions are about."""
+from llmpilot.predict.prediction import FAILURES_ALLOWED
 
 
 def need_of(users: int, sla: Sla) -> Need:
@@ -36,15 +34,15 @@ def need_of(users: int, sla: Sla) -> Need:
         raise ConfigError(
             "the SLA has no limit: every service keeps it", cure="set sla.nttft_ms or sla.itl_ms or both"
         )
-    if sla.max_failure_rate not in (FAILURES_KNOWN, 1.0):
+    if sla.max_failure_rate not in (FAILURES_ALLOWED, 1.0):
         raise ConfigError(
-            f"predictions tell only whether more than {FAILURES_KNOWN:.0%} of the requests fail",
+            f"predictions tell only whether more than {FAILURES_ALLOWED:.0%} of the requests fail",
             given=f"sla.max_failure_rate={sla.max_failure_rate:g}",
-            cure=f"sla.max_failure_rate={FAILURES_KNOWN:g}, or 1 to count no failures",
+            cure=f"sla.max_failure_rate={FAILURES_ALLOWED:g}, or 1 to count no failures",
         )
     return Need(
         users=users,
         nttft_ms=inf if sla.nttft_ms is None else sla.nttft_ms,
         itl_ms=inf if sla.itl_ms is None else sla.itl_ms,
-        count_failures=sla.max_failure_rate == FAILURES_KNOWN,
+        count_failures=sla.max_failure_rate == FAILURES_ALLOWED,
     )

@@ -3,7 +3,7 @@
 Pure arithmetic on arrays, fast enough to answer each request of a server. Knows nothing of configuration.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import isfinite
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llmpilot.config import Gpu
 from llmpilot.predict.decision import Need
-from llmpilot.predict.prediction import Draws, Floats, Prediction
+from llmpilot.predict.prediction import Draws, Floats, Metric, Prediction
 
 INTERVAL = (0.1, 0.9)
 """Quantiles of the intervals that are stated: 8 of 10 services should lie within."""
@@ -76,25 +76,25 @@ def rank(prediction: Prediction, need: Need, risk: float, unfit: Iterable[tuple[
     pods = -(-need.users // np.maximum(most, 1))
     load = np.where(most > 0, -(-need.users // pods), 1)
     p_sla = keeps[np.arange(len(load)), load - 1]
-    nttft, nttft_interval = _latency_at(load, prediction, "nttft_ms")
-    itl, itl_interval = _latency_at(load, prediction, "itl_ms")
-    options = []
-    for p, profile in enumerate(prediction.profiles):
-        feasible = bool(most[p] > 0)
-        options.append(
-            Option(
-                profile,
-                feasible=feasible,
-                p_sla=float(p_sla[p]),
-                users_max=int(most[p]),
-                pods=int(pods[p]) if feasible else None,
-                users_per_pod=int(load[p]) if feasible else None,
-                nttft_ms=nttft[p],
-                itl_ms=itl[p],
-                nttft_ms_interval=nttft_interval[p],
-                itl_ms_interval=itl_interval[p],
-            )
+    feasible = (most > 0).tolist()
+    nttft, nttft_intervals = latency_at(load, prediction, "nttft_ms")
+    itl, itl_intervals = latency_at(load, prediction, "itl_ms")
+    most, pods, load, p_sla = most.tolist(), pods.tolist(), load.tolist(), p_sla.tolist()
+    options = [
+        Option(
+            profile,
+            feasible=feasible[p],
+            p_sla=p_sla[p],
+            users_max=most[p],
+            pods=pods[p] if feasible[p] else None,
+            users_per_pod=load[p] if feasible[p] else None,
+            nttft_ms=nttft[p],
+            itl_ms=itl[p],
+            nttft_ms_interval=nttft_intervals[p],
+            itl_ms_interval=itl_intervals[p],
         )
+        for p, profile in enumerate(prediction.profiles)
+    ]
     return _in_order(options, [Option(gpu, False, 0.0, reason=why) for gpu, why in unfit], need, risk)
 
 
@@ -105,14 +105,16 @@ def drawn_users_max(prediction: Prediction, need: Need) -> Ints:
     is the only one.
     """
     draws = prediction.draws or Draws(prediction.nttft_ms[None], prediction.itl_ms[None])
-    users = np.asarray(prediction.users, dtype=float)
-    reached = np.full(draws.itl_ms.shape[:2], users[-1])
-    for values, limit in ((draws.nttft_ms, need.nttft_ms), (draws.itl_ms, need.itl_ms)):
+    shape = draws.logs("itl_ms").shape
+    reached = np.full(shape[:2], float(prediction.users[-1]))
+    metrics: tuple[tuple[Metric, float], ...] = (("nttft_ms", need.nttft_ms), ("itl_ms", need.itl_ms))
+    for metric, limit in metrics:
         if isfinite(limit):
-            reached = np.minimum(reached, _crossing(values, np.float64(limit), users))
+            limits = np.broadcast_to(np.log(limit), shape[:2])
+            reached = np.minimum(reached, _crossing(draws.logs(metric), limits, prediction.users, np.exp))
     if need.count_failures and prediction.failing is not None:
-        failing = np.broadcast_to(prediction.failing, draws.itl_ms.shape)
-        reached = np.minimum(reached, _crossing(failing, _luck(*reached.shape), users))
+        failing = np.broadcast_to(prediction.failing, shape)
+        reached = np.minimum(reached, _crossing(failing, _luck(*shape[:2]), prediction.users, np.asarray))
     # A hair more, so that rounding never makes n - 1 of n.
     return np.floor(reached * (1 + 1e-9)).astype(np.int64)
 
@@ -127,25 +129,28 @@ def _luck(draws: int, profiles: int) -> Floats:
     return np.random.default_rng(LUCK_SEED).permuted(even, axis=0)
 
 
-def _crossing(values: Floats, limit: Floats | np.float64, users: Floats) -> Floats:
-    """Return the users at which `values` [draw, profile, users] first exceed the limit, [draw, profile].
+def _crossing(
+    values: Floats, limits: Floats, users: Sequence[int], unit: Callable[[Floats], Floats]
+) -> Floats:
+    """Return the users at which `values` [draw, profile, users] first exceed `limits`, [draw, profile].
 
     0 where the first already does, the last where none does. Between two user counts the straight line
-    decides: a batch's latency grows by as much with every sequence in it.
+    decides, drawn in the unit that `unit` turns values and limits into: a batch's latency grows by as much
+    with every sequence in it.
     """
-    shape = values.shape[:2]
-    levels = values.reshape(-1, len(users))
-    limits = np.broadcast_to(limit, shape).ravel()
-    over = levels > limits[:, None]
-    first = over.argmax(axis=1)  # 0 also where none is over
-    right = np.maximum(first, min(1, len(users) - 1))
-    left = np.maximum(right - 1, 0)
-    each = np.arange(len(levels))
-    below, above = levels[each, left], levels[each, right]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        crossed = users[left] + (limits - below) / (above - below) * (users[right] - users[left])
-    within = np.where(first > 0, crossed, users[-1])
-    return np.where(over[:, 0], 0.0, within).reshape(shape)
+    counts = np.asarray(users, dtype=float)
+    within, steps = np.ones(limits.shape, dtype=bool), np.zeros(limits.shape, dtype=np.int16)
+    for level in range(len(users)):
+        within &= ~(values[:, :, level] > limits)
+        steps += within
+    crossed = np.where(within, counts[-1], 0.0).ravel()
+    between = np.flatnonzero((steps > 0) & ~within)
+    right = steps.ravel()[between].astype(np.int64)
+    flat, place = values.reshape(-1), between * len(users) + right
+    below, above = unit(flat[place - 1]), unit(flat[place])
+    share = (unit(limits.ravel()[between]) - below) / (above - below)
+    crossed[between] = counts[right - 1] + share * (counts[right] - counts[right - 1])
+    return crossed.reshape(limits.shape)
 
 
 def _probability_to_keep(most: Ints, largest: int) -> Floats:
@@ -156,33 +161,46 @@ def _probability_to_keep(most: Ints, largest: int) -> Floats:
     return np.asarray(counts[:, :0:-1].cumsum(axis=1)[:, ::-1] / draws, dtype=float)
 
 
-def _latency_at(
-    load: Ints, prediction: Prediction, metric: str
+def latency_at(
+    load: Ints, prediction: Prediction, metric: Metric, profiles: Ints | None = None
 ) -> tuple[list[float], list[tuple[float, float] | None]]:
-    """Return each profile's latency at its load, and the interval where there are draws."""
+    """Return the latencies [ms] of `profiles` [n], indices, or of all, each under its `load` [n] in users.
+
+    With each goes the interval that holds 80% of the draws, where there are draws. Linear between the user
+    counts of the prediction.
+    """
     users = np.asarray(prediction.users, dtype=float)
     right = np.clip(np.searchsorted(users, load), min(1, len(users) - 1), len(users) - 1)
     left = np.maximum(right - 1, 0)
     share = (load - users[left]) / np.where(right > left, users[right] - users[left], 1.0)
-    profile = np.arange(len(load))
+    which = np.arange(len(load)) if profiles is None else profiles
 
-    def at(values: Floats) -> Floats:
-        low, high = values[..., profile, left], values[..., profile, right]
+    def between(low: Floats, high: Floats) -> Floats:
         return np.asarray(low + share * (high - low))
 
-    middle = at(getattr(prediction, metric)).tolist()
+    median = getattr(prediction, metric)
+    middle = between(median[which, left], median[which, right]).tolist()
     if prediction.draws is None:
         return middle, [None] * len(middle)
-    drawn = np.ascontiguousarray(at(getattr(prediction.draws, metric)).T)
-    low, high = np.quantile(drawn, INTERVAL, axis=1).tolist()
-    return middle, list(zip(low, high, strict=True))
+    logs = prediction.draws.logs(metric)
+    drawn = between(np.exp(logs[:, which, left]), np.exp(logs[:, which, right]))
+    return middle, _intervals(np.ascontiguousarray(drawn.T))
+
+
+def _intervals(drawn: Floats) -> list[tuple[float, float] | None]:
+    """Return the quantiles INTERVAL of each row as np.quantile does, which is slower than to sort."""
+    rows = np.sort(drawn, axis=1)
+    places = np.asarray(INTERVAL) * (rows.shape[1] - 1)
+    first = places.astype(int)
+    low, high = rows[:, first], rows[:, np.minimum(first + 1, rows.shape[1] - 1)]
+    return [(one, other) for one, other in (low + (places - first) * (high - low)).tolist()]
 
 
 # --- the order, and the reasons --------------------------------------------------------------------------
 
 
 def _in_order(options: list[Option], unfit: list[Option], need: Need, risk: float) -> Ranking:
-    feasible = sorted((o for o in options if o.feasible), key=lambda o: (o.cost_per_hour, -o.p_sla))
+    feasible = sorted((o for o in options if o.feasible), key=lambda o: (_rounded_cost(o), -o.p_sla))
     slow = sorted((o for o in options if not o.feasible), key=lambda o: -o.p_sla)
     slow = [replace(option, reason=_too_slow(option, need)) for option in slow]
     if feasible:
@@ -197,15 +215,23 @@ def _in_order(options: list[Option], unfit: list[Option], need: Need, risk: floa
     return Ranking((*slow, *unfit), None, f"{wanted}: {nearest}")
 
 
+def _rounded_cost(option: Option) -> float:
+    """Return the price of all pods; what is below a hundredth of a cent is rounding and makes none dearer."""
+    assert option.cost_per_hour is not None
+    return round(option.cost_per_hour, 4)
+
+
 def _too_dear(option: Option, best: Option) -> str:
     cost, least = option.cost_per_hour, best.cost_per_hour
     assert cost is not None
     assert least is not None
-    if cost <= least:
-        return f"no dearer than {best.profile.profile}, but less sure"
-    return (
-        f"too dear: ${cost - least:,.2f} an hour more than {best.profile.profile} (+{cost / least - 1:.0%})"
-    )
+    if _rounded_cost(option) == _rounded_cost(best):
+        than = "but less sure" if option.p_sla < best.p_sla else "and no surer either"
+        return f"no dearer than {best.profile.profile}, {than}"
+    more, share = cost - least, cost / least - 1
+    dollars = f"{more:,.2f}" if more >= 0.005 else f"{more:.1g}"
+    percent = f"+{share:.0%}" if share >= 0.005 else "less than 1%"
+    return f"too dear: ${dollars} an hour more than {best.profile.profile} ({percent})"
 
 
 def _too_slow(option: Option, need: Need) -> str:

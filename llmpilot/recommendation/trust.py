@@ -7,7 +7,7 @@ of the user's kind and lay at least as far from the LLMs it had learned from.
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +42,31 @@ class Evidence:
     counts: tuple[int, ...]
     engines: tuple[str, ...]
     out_of_fold: pd.DataFrame | None
+
+    @cached_property
+    def errors(self) -> dict[str, tuple[float, float]]:
+        """Each LLM's median relative errors of nTTFT and ITL, predicted without it."""
+        return {} if self.out_of_fold is None else errors_by_model(self.out_of_fold)
+
+    @cached_property
+    def checked(self) -> dict[str, dict[str, float]]:
+        """The LLMs with such errors, by kind, and the distance of each from the nearest other of its kind."""
+        return {
+            kind: {
+                name: min((distance(one, alike[other]) for other in alike if other != name), default=np.inf)
+                for name, one in alike.items()
+                if name in self.errors
+            }
+            for kind, alike in self.by_kind.items()
+        }
+
+    @cached_property
+    def by_kind(self) -> dict[str, dict[str, Model]]:
+        """The LLMs of the data, by kind."""
+        kinds: dict[str, dict[str, Model]] = {}
+        for name, model in self.models.items():
+            kinds.setdefault(kind_of(model), {})[name] = model
+        return kinds
 
 
 def judge_trust(
@@ -97,20 +122,16 @@ def _features(model: Model) -> Any:
 
 
 def _of_the_model(model: Model, evidence: Evidence, measured_on: Sequence[str]) -> tuple[Level, str]:
-    if evidence.out_of_fold is None or not len(evidence.out_of_fold):
+    errors = evidence.errors
+    if not errors:
         return "low", "this predictor has not been checked on LLMs left out"
     kind = kind_of(model)
-    alike = {name: one for name, one in evidence.models.items() if kind_of(one) == kind}
-    if not alike:
+    alike = evidence.by_kind.get(kind)
+    if alike is None:
         return "low", f"no {kind} LLM is in the data: how wrong predictions of one are is not known"
-    errors = errors_by_model(evidence.out_of_fold)
     near = min(alike, key=lambda name: distance(model, alike[name]))
     away = distance(model, alike[near])
-    gaps = {
-        name: min((distance(one, alike[other]) for other in alike if other != name), default=np.inf)
-        for name, one in alike.items()
-        if name in errors
-    }
+    gaps = evidence.checked[kind]
     as_far = [name for name, gap in gaps.items() if gap >= away]
     where = f"the nearest {kind} LLM in the data is {near}, at a distance of {away:.2f} (a factor of e is 1)"
     if measured_on:

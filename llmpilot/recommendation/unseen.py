@@ -6,12 +6,15 @@ is new as well was measured by leaving GPU types and counts out (experiments/12)
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
-from llmpilot.predict.prediction import Draws, Floats, Prediction
+from llmpilot.predict.prediction import Draws, Floats, Metric, Prediction
 from llmpilot.recommendation.trust import Evidence, left_out
 
+METRICS: dict[Metric, str] = {"nttft_ms": "nttft", "itl_ms": "itl"}
+"""The metrics, and their names among the errors on what was left out."""
 NORMAL_MEDIAN = 0.6745
 """Median of |x| for a standard normal x."""
 SEED = 11
@@ -27,20 +30,39 @@ def widen_unseen(prediction: Prediction, evidence: Evidence, measured_on: Sequen
         return prediction
     known = {gpu.name for gpu in evidence.gpus.values()}
     known |= {profile.partition(" x ")[2] for profile in measured_on}
-    nttft, itl = np.log(prediction.draws.nttft_ms), np.log(prediction.draws.itl_ms)
+    profiles, most = prediction.profiles, max(evidence.counts)
+    unlike = {
+        "gpu_types": [at for at, gpu in enumerate(profiles) if gpu.name not in known],
+        "most_gpus": [
+            at for at, gpu in enumerate(profiles) if gpu.count > most and gpu.profile not in measured_on
+        ],
+    }
+    widened = []
+    for number, (metric, error) in enumerate(METRICS.items()):
+        logs = prediction.draws.logs(metric)
+        shocks = _shocks(tuple(gpu.name for gpu in profiles), len(logs))[number]
+        added = np.zeros_like(shocks)
+        for key, which in unlike.items():
+            there = logs if len(which) == len(profiles) else np.take(logs, which, axis=1)
+            there = there + added[:, which, None] if added.any() else there
+            added[:, which] += _missing_spread(there, left_out()[key][error]) * shocks[:, which]
+        widened.append(logs + added[..., None])
+    return replace(prediction, draws=Draws.of_logs(*widened))
+
+
+@lru_cache(maxsize=8)
+def _shocks(names: tuple[str, ...], draws: int) -> Floats:
+    """Return standard normal errors [metric, draw, profile], one and the same for profiles of one name."""
     rng = np.random.default_rng(SEED)
-    types = sorted({gpu.name for gpu in prediction.profiles})
-    shocks = {name: rng.standard_normal((2, len(nttft), 1)) for name in types}
-    for p, gpu in enumerate(prediction.profiles):
-        keys = [] if gpu.name in known else ["gpu_types"]
-        keys += ["most_gpus"] if gpu.count > max(evidence.counts) and gpu.profile not in measured_on else []
-        for key in keys:
-            nttft[:, p] += _missing_spread(nttft[:, p], left_out()[key]["nttft"]) * shocks[gpu.name][0]
-            itl[:, p] += _missing_spread(itl[:, p], left_out()[key]["itl"]) * shocks[gpu.name][1]
-    return replace(prediction, draws=Draws(np.exp(nttft), np.exp(itl)))
+    types = sorted(set(names))
+    drawn = np.stack([rng.standard_normal((len(METRICS), draws)) for _ in types], axis=-1)
+    return np.asarray(drawn[..., [types.index(name) for name in names]])
 
 
-def _missing_spread(logs: Floats, median_error: float) -> float:
-    """Return the standard deviation to add to `logs` [draw, users] for errors of this median size."""
+def _missing_spread(logs: Floats, median_error: float) -> Floats:
+    """Return the standard deviations [profile] to add to `logs` [draw, profile, users] for errors of this
+    median size."""
     wanted = np.log1p(median_error) / NORMAL_MEDIAN
-    return float(np.sqrt(max(0.0, wanted**2 - logs.var(axis=0).mean())))
+    # The mean of the squares takes no copy of megabytes, as ndarray.var does.
+    variance = np.einsum("dpu,dpu->pu", logs, logs) / len(logs) - logs.mean(axis=0) ** 2
+    return np.asarray(np.sqrt(np.maximum(0.0, wanted**2 - variance.mean(axis=1))))

@@ -3,18 +3,20 @@
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import cache
 from threading import Lock
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped, unused-ignore]
 
 from llmpilot import catalog
 from llmpilot.config import Gpu, Model
-from llmpilot.predict.prediction import Draws, Floats, Prediction
+from llmpilot.predict.prediction import Metric, Prediction
 from llmpilot.recommendation.fitting import split_by_fit
-from llmpilot.recommendation.ranking import INTERVAL, Option, Ranking, rank
+from llmpilot.recommendation.ranking import Option, Ranking, latency_at, rank
 from llmpilot.recommendation.trust import judge_trust
 from llmpilot.recommendation.unseen import widen_unseen
 from llmpilot.serving.bundle import Bundle
@@ -38,7 +40,6 @@ FIELDS = (
 SUMMARY = ("pods", "cost_per_hour", "users_per_pod", "p_sla", "nttft_ms", "itl_ms")
 
 Answer = dict[str, Any]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Recommender:
                 forest.set_param({"nthread": 1})
         models = [*bundle.data.models.values(), *catalog.models().values()]
         self.known = Known(names_of(models), bundle.profiles, bundle.users[-1])
-        self._kept: OrderedDict[Model, _Predicted] = OrderedDict()
+        self._kept: OrderedDict[Model, Future[_Predicted]] = OrderedDict()
         self._kept_models, self._lock = kept_models, Lock()
 
     def answer(self, questions: Sequence[Question | Cell]) -> list[Answer]:
@@ -129,10 +130,13 @@ class Recommender:
         places = {gpu.profile: at for at, gpu in enumerate(predicted.prediction.profiles)}
         profiles = np.array([places[cells[at].profile.profile] for at in fit])
         users = np.array([cells[at].users for at in fit])
-        for metric in ("nttft_ms", "itl_ms"):
-            for name, values in _latencies(predicted.prediction, metric, profiles, users).items():
-                for at, value in zip(fit, values, strict=True):
-                    answers[at][name] = value
+        metrics: tuple[Metric, ...] = ("nttft_ms", "itl_ms")
+        for metric in metrics:
+            latencies = latency_at(users, predicted.prediction, metric, profiles)
+            for at, middle, interval in zip(fit, *latencies, strict=True):
+                assert interval is not None  # a pilot has draws
+                low, high = interval
+                answers[at] |= {metric: middle, f"{metric}_low": low, f"{metric}_high": high}
         return answers
 
     def _ranking(self, question: Question, predicted: _Predicted) -> Ranking:
@@ -150,14 +154,24 @@ class Recommender:
         return judge_trust(model, option.profile, self.bundle.evidence, measured_on).level
 
     def _predicted(self, model: Model) -> _Predicted:
-        with self._lock:  # who asks for the same model at the same time waits for the first one's answer
+        """Return what is kept for the model; who asks for it at the same time waits for the first one."""
+        with self._lock:
             found = self._kept.get(model)
+            first = found is None
             if found is None:
-                found = self._kept[model] = self._predict(model)
+                found = self._kept[model] = Future()
                 while len(self._kept) > self._kept_models:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(model)
-            return found
+        if first:
+            try:
+                with _blas().limit(limits=1, user_api="blas"):
+                    found.set_result(self._predict(model))
+            except BaseException as error:
+                with self._lock:
+                    self._kept.pop(model, None)
+                found.set_exception(error)
+        return found.result()
 
     def _predict(self, model: Model) -> _Predicted:
         bundle = self.bundle
@@ -173,6 +187,13 @@ class Recommender:
         return _Predicted(widen_unseen(prediction, bundle.evidence, measured_on), tuple(unfit), measured_on)
 
 
+@cache
+def _blas() -> ThreadpoolController:
+    """Return what holds NumPy's linear algebra to one thread: on matrices as small as ours, its threads wait
+    for each other for longer than they compute, and burn the cores that other requests need."""
+    return ThreadpoolController()
+
+
 def _pick(prediction: Prediction, kept: list[int]) -> Prediction:
     draws = prediction.draws
     return replace(
@@ -181,29 +202,8 @@ def _pick(prediction: Prediction, kept: list[int]) -> Prediction:
         nttft_ms=prediction.nttft_ms[kept],
         itl_ms=prediction.itl_ms[kept],
         failing=None if prediction.failing is None else prediction.failing[kept],
-        draws=None if draws is None else Draws(draws.nttft_ms[:, kept], draws.itl_ms[:, kept]),
+        draws=None if draws is None else draws.of_profiles(kept),
     )
-
-
-def _latencies(prediction: Prediction, metric: str, profiles: Ints, users: Ints) -> dict[str, list[float]]:
-    """Return a latency of each pair of profile and users, and its interval.
-
-    Linear between the user counts predicted, as in the ranking.
-    """
-    levels = np.asarray(prediction.users)
-    right = np.clip(np.searchsorted(levels, users), min(1, len(levels) - 1), len(levels) - 1)
-    left = np.maximum(right - 1, 0)
-    share = (users - levels[left]) / np.where(right > left, levels[right] - levels[left], 1)
-    assert prediction.draws is not None
-
-    def at(values: Floats) -> Floats:
-        low, high = values[..., profiles, left], values[..., profiles, right]
-        return np.asarray(low + share * (high - low))
-
-    drawn = np.ascontiguousarray(at(getattr(prediction.draws, metric)).T)
-    low, high = np.quantile(drawn, INTERVAL, axis=1)
-    middle = at(getattr(prediction, metric))
-    return {metric: middle.tolist(), f"{metric}_low": low.tolist(), f"{metric}_high": high.tolist()}
 
 
 def _plain(option: Option) -> Answer:

@@ -22,7 +22,7 @@ from llmpilot.errors import PilotError
 from llmpilot.serving.bundle import DATASET_FILE, Bundle, load_bundle
 from llmpilot.serving.model import ARTIFACT
 from llmpilot.serving.signature import input_example, signature
-from llmpilot.tracking import MAX_PARAM_LENGTH, Tracker, _absolute
+from llmpilot.tracking import MAX_PARAM_LENGTH, Tracker, absolute_uri
 
 PREDICTOR = "predictor"
 CHALLENGER, CHAMPION = "challenger", "champion"
@@ -40,6 +40,7 @@ REQUIREMENTS = (
     "rich",
     "scikit-learn",
     "scipy",
+    "threadpoolctl",
 )
 """What answering needs beside XGBoost, whose package has another name on each platform."""
 
@@ -95,6 +96,14 @@ class Registry(Tracker):
         found = self._attempt(lambda: list(self._connect().get_model_version(name, version).aliases))
         return sorted(found or [])
 
+    def all_aliases(self, name: str) -> dict[str, str] | None:
+        """Return which version each alias means."""
+        return self._attempt(lambda: self._aliases(name))
+
+    def withdraw(self, name: str, run_id: str, aliases: Mapping[str, str]) -> None:
+        """Take back what an interrupted run has registered, and let aliases mean what they did before."""
+        self._attempt(lambda: self._withdraw(name, run_id, aliases))
+
     # What follows talks to MLflow and may raise whatever it raises.
 
     def _log(
@@ -141,10 +150,25 @@ class Registry(Tracker):
         client.set_registered_model_alias(name, CHALLENGER, version)
         return version
 
+    def _aliases(self, name: str) -> dict[str, str]:
+        models = self._connect().search_registered_models(f"name = '{name}'")
+        return {alias: str(version) for alias, version in models[0].aliases.items()} if models else {}
+
+    def _withdraw(self, name: str, run_id: str, aliases: Mapping[str, str]) -> None:
+        client = self._connect()
+        for version in client.search_model_versions(f"run_id = '{run_id}'"):
+            client.delete_model_version(name, version.version)
+        now = self._aliases(name)
+        for alias, before in aliases.items():
+            if now.get(alias) != before:
+                client.set_registered_model_alias(name, alias, before)
+        experiment = client.get_run(run_id).info.experiment_id
+        for model in client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'"):
+            client.delete_logged_model(model.model_id)
+
     def _champion(self, name: str) -> Champion | None:
         client = self._connect()
-        models = client.search_registered_models(f"name = '{name}'")
-        version = models[0].aliases.get(CHAMPION) if models else None
+        version = self._aliases(name).get(CHAMPION)
         if version is None:
             return None
         tags = client.get_model_version(name, version).tags
@@ -193,7 +217,7 @@ def _spoken_to(tracking: Tracking) -> Iterator[None]:
     import mlflow
 
     before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(_absolute(tracking.uri))
+    mlflow.set_tracking_uri(absolute_uri(tracking.uri))
     try:
         yield
     finally:

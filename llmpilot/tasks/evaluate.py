@@ -61,11 +61,19 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     folds: list[Fold] = []
     seeds = range(int(cfg.seed), int(cfg.seed) + settings.seeds)
     total = settings.seeds * len(data.models)
-    with workers(settings.workers) as run_on, console.err.status("") as status:
-        for fold in evaluate(predictor, data, both, seeds, measured=settings.measured, run=run_on):
-            folds.append(fold)
-            interrupts.check()
-            status.update(f"{predictor.name}: {len(folds)} of {total} folds, last {fold.model}")
+    try:
+        with workers(settings.workers) as run_on, console.err.status("") as status:
+            for fold in evaluate(predictor, data, both, seeds, measured=settings.measured, run=run_on):
+                folds.append(fold)
+                interrupts.check()
+                status.update(f"{predictor.name}: {len(folds)} of {total} folds, last {fold.model}")
+    except KeyboardInterrupt:
+        console.note(
+            f"interrupted after {len(folds)} of {total} folds: part of an evaluation has no scores, "
+            "nothing is written",
+            style="yellow",
+        )
+        raise
     result = {
         "predictor": predictor.name,
         "measured": [*predictor.references, *settings.measured],

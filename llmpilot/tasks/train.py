@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 from rich.table import Table
 
 import llmpilot
-from llmpilot import console, tracking
+from llmpilot import console, interrupts, tracking
 from llmpilot.config import Facts, Sla, Tracking, build, parse
 from llmpilot.console import err, note, say
 from llmpilot.dataset import Dataset, load, merge, published
@@ -92,7 +92,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         else:
             say(f"taken from {ROOT / identity}, where an earlier try kept it")
     except BaseException as error:
-        registry.end(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        _end(registry, run_id, error, "nothing was registered")
         raise
     scores = json.loads((trained.evaluation / SCORES_FILE).read_text(encoding="utf-8"))
     _show(scores)
@@ -119,8 +119,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "terms": exam.terms,
     }
     if run_id is not None:
-        registry.log(run_id, trained, facts, {key: scores[key] for key in SCORES})
-        _register(registry, trained, exam, float(scores["grid"]["so_score"]), result)
+        aliases = registry.all_aliases(settings.model_name)
+        try:
+            registry.log(run_id, trained, facts, {key: scores[key] for key in SCORES})
+            _register(registry, trained, exam, float(scores["grid"]["so_score"]), result)
+        except BaseException as error:
+            kept = f"what was trained is kept in {trained.bundle.parent}: the same command registers it"
+            _end(registry, run_id, error, kept)
+            registry.withdraw(settings.model_name, run_id, aliases or {})
+            raise
     if registry.problem is not None:
         raise _not_registered(registry, trained, result)
     shutil.rmtree(trained.bundle.parent, ignore_errors=True)
@@ -134,6 +141,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     say(f"{'champion moved' if result['champion_moved'] else 'champion stays'}: {result['why']}")
     say(f"run {run_id}; mlflow models serve -m models:/{settings.model_name}@champion --env-manager local")
     return result
+
+
+def _end(registry: Registry, run_id: str | None, error: BaseException, kept: str) -> None:
+    """Set the status of a run that ended early; say so where it was interrupted."""
+    interrupted = isinstance(error, KeyboardInterrupt)
+    if interrupted:
+        interrupts.acknowledge()
+        note(f"interrupted: {kept}", style="yellow")
+    registry.end(run_id, "KILLED" if interrupted else "FAILED")
 
 
 # --- the data --------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Ran, Run
+from tracked import interrupted_when, two_workers
 
 from llmpilot.dataset import published, save
 
@@ -86,6 +87,23 @@ def test_scores_are_those_of_its_own_files(run: Run, three_llms: Path) -> None:
     assert len(cells) == 2 * len(truth)
     errors = (cells.itl_ms_x / cells.itl_ms_y - 1).abs()
     assert result["mape"]["itl"] == pytest.approx(errors.mean())
+
+
+def test_ctrl_c_ends_the_workers_without_their_noise(workdir: Path, three_llms: Path) -> None:
+    out, err = interrupted_when(
+        two_workers,
+        "task=evaluate",
+        f"dataset={three_llms}",
+        *LIGHT,
+        "evaluate.seeds=500",
+        "evaluate.workers=2",
+        "predictions_file=p.csv",
+    )
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("interrupted after ")
+    assert "of 1500 folds" in line
+    assert not Path("p.csv").exists()
 
 
 def test_measured_profiles_are_shown_and_not_scored(run: Run, three_llms: Path) -> None:

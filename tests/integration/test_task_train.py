@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import httpx
 import pandas as pd
 import pytest
 from conftest import Ran, Run
+from tracked import interrupted_when, runs, two_workers
 
 from llmpilot.dataset import published, save
 
@@ -133,6 +134,50 @@ def test_nothing_is_lost_without_mlflow_and_the_same_command_goes_on(small: Path
     assert "where an earlier try kept it" in ran.out
     assert result(ran)["champion_moved"]
     assert not kept.exists()
+
+
+def test_ctrl_c_in_the_middle_leaves_a_killed_run_and_no_version(small: Path, client: Any) -> None:
+    few = [argument for argument in TRAIN if not argument.startswith(("evaluate.", "result_file"))]
+    _, err = interrupted_when(two_workers, *few, "evaluate.seeds=500", "evaluate.workers=2")
+    assert err.splitlines()[-1] == "interrupted: nothing was registered"
+    assert [one.info.status for one in runs("predictor")] == ["KILLED"]
+    assert not client.search_model_versions()
+
+
+def _then_ctrl_c(genuine: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the same, but that somebody presses Ctrl-C after the first time it is done."""
+    presses = iter([True])
+
+    def method(*arguments: Any, **more: Any) -> Any:
+        done = genuine(*arguments, **more)
+        if next(presses, False):
+            os.kill(os.getpid(), signal.SIGINT)
+        return done
+
+    return method
+
+
+def test_an_interrupted_registration_is_taken_back(small: Path, client: Any, run: Run) -> None:
+    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+
+    result(run(*TRAIN))
+    for moment in ("create_model_version", "set_model_version_tag", "set_registered_model_alias"):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(SqlAlchemyStore, moment, _then_ctrl_c(getattr(SqlAlchemyStore, moment)))
+            ran = run(*TRAIN, "predictor.trees=11")
+        assert ran.code == 130, moment
+        assert "Traceback" not in ran.err
+        assert "the same command registers it" in ran.err.splitlines()[-1]
+        assert [str(one.version) for one in client.search_model_versions()] == ["1"]
+        aliases = client.get_registered_model(NAME).aliases
+        assert {one: str(aliases[one]) for one in aliases} == {"challenger": "1", "champion": "1"}
+        killed = runs("predictor")[0]
+        assert killed.info.status == "KILLED"
+        assert len(client.search_logged_models([killed.info.experiment_id])) == 1
+
+    ran = run(*TRAIN, "predictor.trees=11")
+    assert "where an earlier try kept it" in ran.out
+    assert "challenger" in result(ran)["aliases"]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from llmpilot.predict.pilot.pilot import Pilot
 from llmpilot.predict.pilot.residuals import Cluster, Residuals, fit_residuals
 from llmpilot.predict.pilot.simulated import _network, fit_simulator, inputs_of, reference_of
 from llmpilot.predict.pilot.trees import to_booster
+from llmpilot.predict.prediction import FAILURES_ALLOWED
 from llmpilot.predict.scores import truth_of
 from llmpilot.simulator import Outcome, physics, simulate_closed
 from llmpilot.workload import load_workload
@@ -274,3 +275,34 @@ def test_rows_cells_and_features_agree_in_order(data: Dataset) -> None:
     grid = grid_rows(model, [gpu, gpu], (1, 2, 3))
     assert grid.users.tolist() == [1, 2, 3, 1, 2, 3]
     assert grid.pair.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_failures_are_predicted_and_what_was_counted_is_believed(data: Dataset) -> None:
+    """gpt-neox and mt0: one that fails under load, and one that fails everywhere, whatever the GPU."""
+    names = ("starcoder", "llama_7b", "flan_t5_xl", "codegen2_16b", "gpt_neox_20b")
+    others = data.select(data.table["model"].isin(names[:-1]))
+    fitted = SMALL.fit(others, seed=1)
+    truth = truth_of(data, "gpt_neox_20b")
+    said = fitted.predict(truth.model, truth.profiles, truth.users).failing
+    assert said is not None
+    failed = truth.failure_rate > FAILURES_ALLOWED
+    assert said[failed].mean() > 0.1 + said[~failed].mean()
+    assert (np.diff(said, axis=1) >= 0).all()
+    own = data.only("gpt_neox_20b").table
+    told = fitted.predict(truth.model, truth.profiles, truth.users, own).failing
+    assert told == pytest.approx(failed.astype(float))
+    mt0 = data.only("mt0_xxl")
+    elsewhere = catalog.gpu_profiles(["h200"])
+    model = mt0.models["mt0_xxl"]
+    assert (fitted.predict(model, elsewhere, USERS).failing != 1).any()
+    assert (fitted.predict(model, elsewhere, USERS, mt0.table).failing == 1).all()
+
+
+def test_without_counted_failures_nothing_is_said_of_them(few: Dataset, tmp_path: Path) -> None:
+    uncounted = Dataset(few.table.assign(failure_rate=np.nan), few.models, few.gpus)
+    fitted = SMALL.fit(uncounted, seed=1)
+    fitted.save(tmp_path)
+    model, profiles = few.models["starcoder"], catalog.gpu_profiles(["h100"])
+    assert [one.predict(model, profiles, USERS).failing for one in (fitted, SMALL.load(tmp_path))] == [
+        None
+    ] * 2

@@ -65,15 +65,15 @@ def test_the_level_of_risk_decides_between_cheap_and_sure() -> None:
     assert (careful.recommended.profile, careful.recommended.p_sla) == (A100, 1.0)
     dear = careful.options[1]
     assert (dear.profile, dear.pods, dear.users_per_pod, dear.p_sla) == (A10, 2, 2, 1.0)
-    assert dear.itl_ms_interval == (10, 10)
+    assert dear.itl_ms_interval == pytest.approx((10, 10))
 
 
 def test_intervals_hold_eight_draws_of_ten() -> None:
     itl = [[[level, level, level, level]] for level in range(1, 102)]
     (option,) = rank(drawn((A10,), itl), Need(users=1, itl_ms=500), risk=0.1).options
     assert option.itl_ms == 51
-    assert option.itl_ms_interval == (11, 91)
-    assert option.nttft_ms_interval == (1, 1)
+    assert option.itl_ms_interval == pytest.approx((11, 91))
+    assert option.nttft_ms_interval == pytest.approx((1, 1))
 
 
 def test_services_that_lose_requests_do_not_keep_the_sla() -> None:
@@ -108,6 +108,35 @@ def test_equally_cheap_the_surer_comes_first() -> None:
     ranking = rank(drawn((A10, twin), itl), Need(users=8, itl_ms=30), risk=0.1)
     assert [option.profile.name for option in ranking.options] == ["twin", "A10"]
     assert ranking.options[1].reason == "no dearer than 1 x twin, but less sure"
+
+
+@pytest.mark.parametrize(
+    ("price", "said"),
+    [
+        (2.448 * (1 + 1e-12), "no dearer than 1 x A10, and no surer either"),
+        (2.45, "too dear: $0.002 an hour more than 1 x A10 (less than 1%)"),
+        (2.458, "too dear: $0.01 an hour more than 1 x A10 (less than 1%)"),
+        (2.5, "too dear: $0.05 an hour more than 1 x A10 (+2%)"),
+    ],
+)
+def test_prices_that_hardly_differ_are_told_apart_or_called_equal(price: float, said: str) -> None:
+    twin = A10.model_copy(update={"name": "twin", "price_per_hour": {1: price}})
+    ranking = rank(prediction((A10, twin), [[10, 11, 12, 13]] * 2), Need(users=8, itl_ms=30), risk=0.1)
+    assert [option.profile.name for option in ranking.options] == ["A10", "twin"]
+    assert ranking.options[1].reason == said
+
+
+def test_a_price_that_is_less_by_rounding_does_not_beat_the_surer() -> None:
+    """Three pods of 0.1 come to a little more than one of 0.3."""
+    thirds, whole = (
+        A10.model_copy(update={"name": name, "price_per_hour": {1: price}})
+        for name, price in (("thirds", 0.1), ("whole", 0.3))
+    )
+    assert 3 * thirds.cost_per_hour > whole.cost_per_hour
+    itl = [[[10, 10, 90, 90], [10, 10, 10, 90 if draw == 0 else 10]] for draw in range(20)]
+    ranking = rank(drawn((thirds, whole), itl), Need(users=6, itl_ms=30), risk=0.1)
+    assert [(option.profile.name, option.pods) for option in ranking.options] == [("thirds", 3), ("whole", 1)]
+    assert ranking.options[1].reason == "no dearer than 1 x thirds, but less sure"
 
 
 @st.composite

@@ -3,9 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -16,18 +14,17 @@ from llmpilot.errors import ConfigError
 from llmpilot.files import to_json, write_text
 from llmpilot.predict.pilot.cells import Cells, Known, Rows, cells_of, grid_rows
 from llmpilot.predict.pilot.features import features_of
-from llmpilot.predict.pilot.lessons import Profile, carried
+from llmpilot.predict.pilot.lessons import Profile, carried, profile_of
 from llmpilot.predict.pilot.measured import ITL, METRICS, NTTFT, Measured, measured_of
 from llmpilot.predict.pilot.physics import Physics
 from llmpilot.predict.pilot.residuals import Cluster, Residuals
 from llmpilot.predict.pilot.simulated import SimulatorPhysics
-from llmpilot.predict.prediction import Draws, Floats, Prediction
+from llmpilot.predict.pilot.straying import PerMetric, Strayed, replaced, strayed, strayed_unseen
+from llmpilot.predict.prediction import FAILURES_ALLOWED, Draws, Floats, Prediction
 from llmpilot.predict.predictor import Fitted
 
-FACTS_FILE, OUT_OF_FOLD_FILE = "pilot.json", "out_of_fold.csv"
+FACTS_FILE, OUT_OF_FOLD_FILE, FAILURES_FILE = "pilot.json", "out_of_fold.csv", "failures.ubj"
 FORMAT = 2
-KEPT_DRAWS = 8
-"""Of 500 draws for 100 profiles under 8 loads, each takes 6 MB."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,7 @@ class FittedPilot(Fitted):
     closed_form: Physics
     simulator: SimulatorPhysics
     views: tuple[FittedView, ...]
+    failures: xgboost.Booster | None
     seen_on: tuple[Profile, ...]
     draws: int
     seed: int
@@ -76,45 +74,75 @@ class FittedPilot(Fitted):
         learned, shown_besides = shown.split(self.seen_on) if shown else (None, None)
         features = self._features(grid, learned)
         shape, share = (len(profiles), len(users)), -(-self.draws // len(self.views))
-        on_grid = shown.on_grid(len(profiles), users) if shown else None
-        if shown_besides:
-            missed = self._missed(shown_besides, learned)
-            strayed = _strayed(
-                self.residuals, missed, profiles=shape[0], users=users, draws=share, seed=self.seed
-            )
-        else:
-            strayed = _strayed_unseen(self.residuals, shape[0], tuple(users), share, self.seed)
+        on_grid = [shown.on_grid(logs, len(profiles), users) for logs in shown.truth.T] if shown else None
+        drawn = self._strayed(shown_besides, learned, shape[0], users, share)
+        if learned:
+            # Between the loads measured on a profile seen, what was measured there narrows the draws as well.
+            there = [at for at, gpu in enumerate(profiles) if profile_of(gpu) in self.seen_on]
+            drawn = replaced(drawn, self._strayed(learned, learned, shape[0], users, share), there)
         answers, samples = [], []
         for metric in (NTTFT, ITL):
             medians, sample = [], np.empty((self.draws, *shape))
-            for number, (view, seen, (drawn, pull)) in enumerate(
-                zip(self.views, features, strayed[metric], strict=True)
+            for number, (view, seen, (residuals, pull)) in enumerate(
+                zip(self.views, features, drawn[metric], strict=True)
             ):
                 mean = view.mean(metric, seen).reshape(shape)
                 medians.append(mean + pull)
                 part = sample[number * share : (number + 1) * share]
-                np.add(mean, drawn[: len(part)], out=part)
+                np.add(mean, residuals[: len(part)], out=part)
             median = medians[int(np.argmax([view.trust[metric] for view in self.views]))]
             if on_grid is not None:
                 median = np.where(np.isfinite(on_grid[metric]), on_grid[metric], median)
                 sample = np.where(np.isfinite(on_grid[metric]), on_grid[metric], sample)
             answers.append(np.exp(median))
-            samples.append(np.exp(sample, out=sample))
+            samples.append(sample)
         return Prediction(
             model=model,
             profiles=tuple(profiles),
             users=tuple(users),
             nttft_ms=answers[NTTFT],
             itl_ms=answers[ITL],
-            draws=Draws(samples[NTTFT], samples[ITL]),
+            failing=self._failing(features, shape, shown, users),
+            draws=Draws.of_logs(samples[NTTFT], samples[ITL]),
         )
 
+    def _strayed(
+        self,
+        shown: Measured | None,
+        learned: Measured | None,
+        profiles: int,
+        users: Sequence[int],
+        draws: int,
+    ) -> Strayed:
+        """Return how far the truth may lie from what the trees say, given some measured cells."""
+        if shown is None:
+            return strayed_unseen(self.residuals, profiles, tuple(users), draws, self.seed)
+        missed = self._missed(shown, learned)
+        return strayed(self.residuals, missed, profiles=profiles, users=users, draws=draws, seed=self.seed)
+
+    def _failing(
+        self, features: list[Floats], shape: tuple[int, int], shown: Measured | None, users: Sequence[int]
+    ) -> Floats | None:
+        """Return how probable it is that more than 1% of the requests fail, [profile, users]."""
+        if self.failures is None:
+            return None
+        most = int(np.argmax([len(view.physics) for view in self.views]))
+        said = np.asarray(self.failures.inplace_predict(features[most]), dtype=float).reshape(shape)
+        # More load never mends a service.
+        failing = np.maximum.accumulate(np.clip(said, 0.0, 1.0), axis=1)
+        if shown is None or not np.isfinite(shown.failure_rate).any():
+            return failing
+        if np.nanmin(shown.failure_rate) > FAILURES_ALLOWED:
+            return np.ones(shape)  # what it loses at its best has another cause than the GPUs
+        lost = shown.on_grid(shown.failure_rate, shape[0], users)
+        return np.where(np.isfinite(lost), lost > FAILURES_ALLOWED, failing)
+
     @property
-    def residuals(self) -> "PerMetric[Residuals]":
+    def residuals(self) -> PerMetric[Residuals]:
         """The spread of each metric's residuals, view by view."""
         return tuple(tuple(view.residuals[metric] for view in self.views) for metric in (NTTFT, ITL))
 
-    def _missed(self, shown: Measured, learned: Measured | None) -> "PerMetric[Cluster]":
+    def _missed(self, shown: Measured, learned: Measured | None) -> PerMetric[Cluster]:
         """Return what each view's trees miss of the measured cells that they have not learned from."""
         there = self._features(shown.rows, learned)
         doublings = np.log2(shown.rows.users)
@@ -170,56 +198,17 @@ class FittedPilot(Fitted):
             "simulator": self.simulator.factors,
             "views": views,
             "seen_on": self.seen_on,
+            "failures": self.failures is not None,
             "draws": self.draws,
             "seed": self.seed,
         }
         for number, view in enumerate(self.views):
             for metric, forest in zip(METRICS, view.forests, strict=True):
                 forest.save_model(folder / f"{number}_{metric}.ubj")
+        if self.failures is not None:
+            self.failures.save_model(folder / FAILURES_FILE)
         self.out_of_fold.to_csv(folder / OUT_OF_FOLD_FILE, index=False)
         write_text(folder / FACTS_FILE, to_json(facts))
-
-
-T = TypeVar("T")
-PerMetric = tuple[tuple[T, ...], ...]
-"""For each metric, one for each view."""
-Strayed = PerMetric[tuple[Floats, Floats]]
-"""Joint residuals [draw, profile, users] and their mean [profile, users]."""
-
-
-def _strayed(
-    residuals: PerMetric[Residuals],
-    known: PerMetric[Cluster | None],
-    *,
-    profiles: int,
-    users: Sequence[int],
-    draws: int,
-    seed: int,
-) -> Strayed:
-    """Return how far the truth may lie from what the trees say; `known` is what was measured of it."""
-    rng, doublings = np.random.default_rng(seed), np.log2(np.asarray(users, dtype=float))
-    return tuple(
-        tuple(
-            one.draw(profiles, doublings, draws, rng, cells)
-            for one, cells in zip(views, of_views, strict=True)
-        )
-        for views, of_views in zip(residuals, known, strict=True)
-    )
-
-
-@lru_cache(maxsize=KEPT_DRAWS)
-def _strayed_unseen(
-    residuals: PerMetric[Residuals], profiles: int, users: tuple[int, ...], draws: int, seed: int
-) -> Strayed:
-    """Return the same for an LLM that nobody has measured: it is the same for all of them.
-
-    Half of a prediction's time would go into drawing it again.
-    """
-    nothing = tuple((None,) * len(views) for views in residuals)
-    strayed = _strayed(residuals, nothing, profiles=profiles, users=users, draws=draws, seed=seed)
-    for array in (array for views in strayed for both in views for array in both):
-        array.flags.writeable = False
-    return strayed
 
 
 def load_pilot(folder: Path) -> FittedPilot:
@@ -250,6 +239,7 @@ def load_pilot(folder: Path) -> FittedPilot:
             closed_form=Physics(known, closed_form["factors"], tuple(closed_form["hosts"])),
             simulator=SimulatorPhysics(facts["simulator"]),
             views=views,
+            failures=xgboost.Booster(model_file=folder / FAILURES_FILE) if facts["failures"] else None,
             seen_on=tuple((gpu, count) for gpu, count in facts["seen_on"]),
             draws=facts["draws"],
             seed=facts["seed"],

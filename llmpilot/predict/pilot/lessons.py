@@ -5,7 +5,7 @@ they are shown what physics missed on those same profiles, as they will be of th
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from llmpilot.config import Gpu
 from llmpilot.dataset import Dataset
 from llmpilot.predict.pilot.cells import Known, Rows, cells_of, dataset_rows, known_of
+from llmpilot.predict.pilot.features import features_of
 from llmpilot.predict.pilot.measured import METRICS
 from llmpilot.predict.pilot.physics import Physics, fit_physics, weights_of
 from llmpilot.predict.pilot.residuals import Cluster
 from llmpilot.predict.pilot.simulated import SimulatorPhysics, fit_simulator
-from llmpilot.predict.prediction import Floats
+from llmpilot.predict.prediction import FAILURES_ALLOWED, Floats
 
 Mask = NDArray[np.bool_]
 Profile = tuple[str, int]
@@ -54,13 +55,15 @@ def carried(missed: Floats, there: Floats, doublings: Floats) -> Floats:
 class Lessons:
     """n rows: the name of each one's LLM, logs of its latencies [n, 2], and how much it counts.
 
-    `said` and `missed` [n, 2] are, for every kind of physics, what it says of each row and what it missed of
-    the row's LLM on the profiles `seen_on`; `seen` [n] are the rows there.
+    `failing` [n] is 1 where the load or the GPUs cost more than 1% of the requests, 0 where not, NaN where
+    failures were not counted. `said` and `missed` [n, 2] are, for every kind of physics, what it says of each
+    row and what it missed of the row's LLM on the profiles `seen_on`; `seen` [n] are the rows there.
     """
 
     names: NDArray[np.object_]
     rows: Rows
     truth: Floats
+    failing: Floats
     weights: Floats
     known: Known
     said: dict[str, Floats]
@@ -73,6 +76,11 @@ class Lessons:
         """The LLMs to learn from, without the one that will be asked about."""
         return sorted(set(self.names) - {OWN})
 
+    def seen_by(self, view: Sequence[str]) -> Floats:
+        """Return the features of trees that see these kinds of physics."""
+        missed = [self.missed[kind] for kind in view] if self.seen_on else []
+        return features_of(cells_of(self.rows, self.known), [self.said[kind] for kind in view], missed)
+
     def clusters(self, missed: Floats) -> list[Cluster]:
         """Return what was missed [n] of each LLM where it is not shown."""
         doublings = np.log2(self.rows.users)
@@ -84,6 +92,7 @@ def lessons_of(data: Dataset, own: Dataset | None = None) -> Lessons:
     """Return what there is to learn for an LLM that is not in `data`, of which `own` was measured."""
     base = physics_of(data)
     names, rows, truth, said = base.names, base.rows, base.truth, base.said
+    failing = _failing(data)
     weights = weights_of(names)
     seen_on: tuple[Profile, ...] = ()
     if own is not None and (seen_on := _shared(own, rows, names)):
@@ -92,6 +101,7 @@ def lessons_of(data: Dataset, own: Dataset | None = None) -> Lessons:
         shown, own = shown.select(kept), own.select(kept)
         names = np.concatenate([names, np.full(len(shown), OWN, dtype=object)])
         rows, truth = rows.followed_by(shown), np.concatenate([truth, _logs(own)])
+        failing = np.concatenate([failing, _failing(own)])
         weights = np.concatenate([weights, np.ones(len(shown))])
         ahead = base.say(shown)
         said = {kind: np.concatenate([said[kind], ahead[kind]]) for kind in PHYSICS}
@@ -103,7 +113,7 @@ def lessons_of(data: Dataset, own: Dataset | None = None) -> Lessons:
             of, there = names == name, (names == name) & seen
             errors = (truth - said[kind])[there]
             missed[kind][of] = carried(errors, doublings[there], doublings[of])
-    return Lessons(names, rows, truth, weights, base.known, said, missed, seen_on, seen)
+    return Lessons(names, rows, truth, failing, weights, base.known, said, missed, seen_on, seen)
 
 
 def _shared(own: Dataset, rows: Rows, names: NDArray[np.object_]) -> tuple[Profile, ...]:
@@ -127,6 +137,13 @@ def _on(rows: Rows, profiles: Iterable[Profile]) -> Mask:
 
 def _logs(data: Dataset) -> Floats:
     return np.asarray(np.log(data.table[list(METRICS)].to_numpy(float)))
+
+
+def _failing(data: Dataset) -> Floats:
+    """Return whether more than 1% fail beyond what the LLM loses at its best: no GPU would mend that."""
+    rates = data.table["failure_rate"].astype(float)
+    lost = (rates - rates.groupby(data.table["model"]).transform("min")).to_numpy()
+    return np.where(np.isnan(lost), np.nan, lost > FAILURES_ALLOWED)
 
 
 class FoldedPhysics:

@@ -20,11 +20,12 @@ NTTFT, ITL = 0, 1
 @dataclass(frozen=True)
 class Measured:
     """n cells: `profile` [n] are indices of the profiles asked for, or beyond them; `truth` [n, 2] the logs
-    of what was measured."""
+    of what was measured, `failure_rate` [n] the share of requests that failed, NaN where it is not known."""
 
     rows: Rows
     profile: NDArray[np.int64]
     truth: Floats
+    failure_rate: Floats
 
     def split(self, profiles: Sequence[tuple[str, int]]) -> "tuple[Measured | None, Measured | None]":
         """Return the cells on some profiles (GPU type, count), and the others; None for none."""
@@ -35,14 +36,14 @@ class Measured:
     def _select(self, mask: NDArray[np.bool_]) -> "Measured | None":
         if not mask.any():
             return None
-        return Measured(self.rows.select(mask), self.profile[mask], self.truth[mask])
+        return Measured(self.rows.select(mask), self.profile[mask], self.truth[mask], self.failure_rate[mask])
 
-    def on_grid(self, profiles: int, users: Sequence[int]) -> Floats:
-        """Return the logs of what was measured, [metric, profile, users], NaN elsewhere."""
-        grid = np.full((len(METRICS), profiles, len(users)), np.nan)
-        for profile, load, values in zip(self.profile, self.rows.users, self.truth, strict=True):
+    def on_grid(self, values: Floats, profiles: int, users: Sequence[int]) -> Floats:
+        """Return one value a cell [n] as [profile, users], NaN elsewhere."""
+        grid = np.full((profiles, len(users)), np.nan)
+        for profile, load, value in zip(self.profile, self.rows.users, values, strict=True):
             if profile < profiles and load in users:
-                grid[:, profile, list(users).index(int(load))] = values
+                grid[profile, list(users).index(int(load))] = value
         return grid
 
 
@@ -54,9 +55,9 @@ def measured_of(model: Model, profiles: Sequence[Gpu], table: pd.DataFrame | Non
     if table is None:
         return None
     logs = {name: np.log(table[name].astype(float)) for name in METRICS}
-    cells = (
-        table.assign(**logs).groupby(["gpu", "count", "users"])[list(METRICS)].mean().dropna().reset_index()
-    )
+    rates = table["failure_rate"].astype(float)
+    by_cell = table.assign(**logs, failure_rate=rates).groupby(["gpu", "count", "users"], as_index=False)
+    cells = by_cell[[*METRICS, "failure_rate"]].mean().dropna(subset=list(METRICS))
     types = {gpu.name: gpu for gpu in (*catalog.gpus().values(), *profiles)}
     cells = cells[cells["gpu"].isin(types)]
     if not len(cells):
@@ -68,4 +69,5 @@ def measured_of(model: Model, profiles: Sequence[Gpu], table: pd.DataFrame | Non
     pairs = tuple((model, types[gpu].model_copy(update={"count": count})) for gpu, count in places)
     profile = np.array([places[key] for key in keys], dtype=np.int64)
     rows = Rows(pairs, profile, cells["users"].to_numpy(float))
-    return Measured(rows, profile, cells[list(METRICS)].to_numpy(float))
+    truth, lost = cells[list(METRICS)].to_numpy(float), cells["failure_rate"].to_numpy(float)
+    return Measured(rows, profile, truth, lost)

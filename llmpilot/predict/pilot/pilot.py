@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import xgboost
 from pydantic import Field, PositiveInt
 from sklearn.ensemble import ExtraTreesRegressor
 
 from llmpilot.dataset import Dataset
 from llmpilot.errors import ConfigError
-from llmpilot.predict.pilot.cells import cells_of
-from llmpilot.predict.pilot.features import features_of
 from llmpilot.predict.pilot.fitted import FittedPilot, FittedView, load_pilot
 from llmpilot.predict.pilot.lessons import OWN, Lessons, lessons_of, physics_of
 from llmpilot.predict.pilot.measured import ITL, NTTFT
@@ -80,6 +79,7 @@ class Pilot(Predictor):
             closed_form=physics.closed_form,
             simulator=physics.simulator,
             views=tuple(view for view, _ in learned),
+            failures=self._learn_failures(lessons, seed),
             seen_on=lessons.seen_on,
             draws=self.draws,
             seed=seed,
@@ -89,9 +89,7 @@ class Pilot(Predictor):
     def _learn(self, view: View, lessons: Lessons, seed: int) -> tuple[FittedView, Floats]:
         """Return one view, and what predictions without the row's LLM missed [rows, 2]: but for rows on the
         profiles seen, which nobody predicts."""
-        said = [lessons.said[kind] for kind in view]
-        missed_there = [lessons.missed[kind] for kind in view] if lessons.seen_on else []
-        features = features_of(cells_of(lessons.rows, lessons.known), said, missed_there)
+        features = lessons.seen_by(view)
 
         def forest(asked: str, metric: int, trees: int) -> ExtraTreesRegressor:
             """Grow without what is hidden of an LLM, for it to be predicted."""
@@ -111,3 +109,12 @@ class Pilot(Predictor):
         residuals = tuple(fit_residuals(lessons.clusters(missed[:, metric])) for metric in (NTTFT, ITL))
         trust = tuple((1 / np.mean(missed[~lessons.seen] ** 2, axis=0)).tolist())
         return FittedView(tuple(view), forests, residuals, trust), missed
+
+    def _learn_failures(self, lessons: Lessons, seed: int) -> xgboost.Booster | None:
+        """Return how probable failures are, by what the view with most physics sees; None: never counted."""
+        counted = np.isfinite(lessons.failing)
+        if not counted.any():
+            return None
+        features = lessons.seen_by(max(self.views, key=len))[counted]
+        weights = np.where(lessons.names == OWN, SHOWN_WEIGHT, lessons.weights)[counted]
+        return to_booster(grow(features, lessons.failing[counted], weights, self.fold_trees, seed))

@@ -5,6 +5,9 @@ keep a forest is a pickle.
 """
 
 import json
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -57,6 +60,27 @@ def to_booster(forest: ExtraTreesRegressor) -> xgboost.Booster:
     booster = xgboost.Booster()
     booster.load_model(bytearray(json.dumps({"learner": learner, "version": [2, 1, 0]}).encode()))
     return booster
+
+
+def start(forest: xgboost.Booster, features: Floats, order: NDArray[np.int64]) -> "Future[Floats]":
+    """Start to predict from `features` [n, k]; several forests run beside each other, each on one thread.
+
+    XGBoost's own threads would share one forest, and wait for each other for longer than they compute. The
+    rows are gone through in this `order` [n], which changes nothing but the time: rows that are alike take
+    the same turns in a tree one after the other, and a processor that guesses the turns is right more often.
+    """
+    return _threads().submit(_predict, forest, features, order)
+
+
+def _predict(forest: xgboost.Booster, features: Floats, order: NDArray[np.int64]) -> Floats:
+    predicted = np.empty(len(features))
+    predicted[order] = forest.inplace_predict(features[order])
+    return predicted
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="forest")
 
 
 def _tree(number: int, tree: Any, trees: int, features: int) -> dict[str, Any]:
