@@ -155,7 +155,13 @@ M = TypeVar("M", bound=BaseModel)
 Ladder = Annotated[list[T], BeforeValidator(_as_list), Field(min_length=1)]
 
 
+MOST_WHOLE = 2**63 - 1
+MOST_SEED = 2**32 - 1 - 100_000
+"""Some libraries take 32 bits, and what is repeated is repeated with the seeds that follow."""
+
 MOST_SECONDS = 30 * 24 * 3600.0
+Window = Annotated[float, Field(ge=1e-3, le=MOST_SECONDS)]
+"""How long a level is measured [s]: clocks tick in microseconds, and rates are counts over the window."""
 Seconds = Annotated[float, Field(gt=0, le=MOST_SECONDS)]
 Users = Annotated[int, Field(gt=0, le=100_000)]
 
@@ -173,7 +179,7 @@ class Load(Facts):
     users: Ladder[Users] | None = None
     rates_per_s: Ladder[Rate] | None = None
     speedups: Ladder[Rate] | None = None
-    duration_s: Seconds = 120.0
+    duration_s: Window = 120.0
     warmup_s: Annotated[float, Field(ge=0, le=MOST_SECONDS)] = 10.0
     drain_s: Seconds = 300.0
     stop_above_failure_rate: Share = 0.5
@@ -250,6 +256,28 @@ def parse(schema: type[M], node: DictConfig | dict[str, Any], key: str) -> M:
         raise _explain(schema, first, key) from None
 
 
+def whole_number(value: Any, key: str, least: int = 1, most: int = MOST_WHOLE) -> int:
+    """Return `value`, what the configuration says under `key`, as a whole number from `least` to `most`.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        within = f"at least {least}" if most == MOST_WHOLE else f"{least} to {most}"
+        shown = "null" if value is None else value
+        raise ConfigError(f"{key} must be a whole number of {within}", given=shown, cure=f"{key}={least}")
+    return value
+
+
+def parse_seed(value: Any) -> int:
+    """Return the configuration's `seed`.
+
+    Raises:
+        ConfigError: it is no whole number from 0 to MOST_SEED.
+    """
+    return whole_number(value, "seed", least=0, most=MOST_SEED)
+
+
 def _explain(schema: type[BaseModel], problem: Any, key: str) -> ConfigError:
     where = ".".join([key, *(str(part) for part in problem["loc"])])
     if problem["type"] == "extra_forbidden":
@@ -267,8 +295,14 @@ def _explain(schema: type[BaseModel], problem: Any, key: str) -> ConfigError:
     if problem["type"] == "value_error":
         return ConfigError(str(problem["ctx"]["error"]))
     if problem["type"] == "string_pattern_mismatch":
+        if where.endswith("api_key_env"):  # what was given may be the key itself
+            return ConfigError(
+                f"{where} is no name of a variable", given="(not shown)", cure=f"{where}=MY_API_KEY"
+            )
         return ConfigError(
-            f"{where} is no name of a variable", given="(not shown)", cure=f"{where}=MY_API_KEY"
+            f"{where} is not possible",
+            given=problem["input"],
+            cure=f"give what matches {problem['ctx']['pattern']}",
         )
     description = schema.model_fields.get(str(problem["loc"][0])) if problem["loc"] else None
     cure = (

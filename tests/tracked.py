@@ -97,12 +97,12 @@ def interrupted_when(ready: Callable[[int], object], *arguments: str) -> tuple[s
 
 def two_workers(session: int) -> bool:
     """Whether an evaluation in that session has started two processes."""
-    return sum("spawn_main" in command for command in processes_of(session)) == 2
+    return sum("spawn_main" in command for command in processes_of(session).values()) == 2
 
 
-def processes_of(session: int) -> list[str]:
-    """Return the command lines of a session's processes that have not ended."""
-    found = []
+def processes_of(session: int) -> dict[int, str]:
+    """Return a session's processes that have not ended: id -> command line."""
+    found = {}
     for place in Path("/proc").glob("[0-9]*"):
         try:
             _, _, facts = (place / "stat").read_text().rpartition(") ")
@@ -110,5 +110,5 @@ def processes_of(session: int) -> list[str]:
         except OSError:
             continue
         if facts.split()[3] == str(session) and facts[0] != "Z":
-            found.append(command.replace("\0", " "))
+            found[int(place.name)] = command.replace("\0", " ")
     return found

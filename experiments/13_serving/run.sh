@@ -9,5 +9,5 @@ trap 'rm -rf "$work"' EXIT
 export PYTHONPATH="$root" OMP_NUM_THREADS=1 MLFLOW_TRACKING_URI=sqlite:///mlflow.db
 cd "$work"
 "${PYTHON:-python}" -m llmpilot task=train evaluate.seeds=1
-exec "${PYTHON:-python}" "$root/experiments/13_serving/bench.py" models:/llm-pilot-recommender@champion \
+"${PYTHON:-python}" "$root/experiments/13_serving/bench.py" models:/llm-pilot-recommender@champion \
   "$root/experiments/13_serving/results.json"

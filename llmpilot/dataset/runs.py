@@ -33,7 +33,7 @@ NO_LEVELS = "runs without levels"
 NO_FACTS = "runs whose facts cannot be read"
 SHORT_WINDOW = "levels whose window was too short"
 CLIENT = "levels at which the client was the bottleneck"
-NO_LATENCIES = "levels without latencies"
+NO_LATENCIES = "levels without latencies, or with a median gap of 0 ms"
 
 
 @dataclass
@@ -131,7 +131,7 @@ def _dataset(run: _Run, found: Collected, *, simulated: bool) -> Dataset | None:
             found.left_out[CLIENT] += 1
         elif level.get("window_problem") is not None:  # which runs of earlier versions do not state
             found.left_out[SHORT_WINDOW] += 1
-        elif level["nttft_ms"]["p50"] is None or level["itl_ms"]["p50"] is None:
+        elif not level["nttft_ms"]["p50"] or not level["itl_ms"]["p50"]:
             found.left_out[NO_LATENCIES] += 1
         else:
             rows.append(same | _figures(level))

@@ -56,18 +56,15 @@ def load(path: Path) -> Dataset:
     metadata = table.schema.metadata or {}
     if KEY not in metadata:
         raise DatasetError("a Parquet file, but not a data set of LLM-Pilot", given=path, cure=CURE)
-    described = json.loads(metadata[KEY])
-    if described.get("format") != FORMAT:
-        raise DatasetError(
-            f"a data set of format {described.get('format')}, this version reads {FORMAT}",
-            given=path,
-            cure=CURE,
-        )
     try:
+        described = dict(json.loads(metadata[KEY]))
+        if described["format"] != FORMAT:
+            raise ValueError(f"its format is {described['format']}, this version reads {FORMAT}")
         dataset = Dataset(_frame(table), _facts(Model, described["models"]), _facts(Gpu, described["gpus"]))
-    except (ConfigError, DatasetError, KeyError) as error:
+        content_hash = str(described["content_hash"])
+    except (ConfigError, DatasetError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"the data set is damaged: {error}", given=path, cure=CURE) from None
-    if dataset.content_hash != described["content_hash"]:
+    if dataset.content_hash != content_hash:
         raise DatasetError("the data set was changed since it was written", given=path, cure=CURE)
     return dataset
 

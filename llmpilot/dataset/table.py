@@ -167,10 +167,12 @@ def _column(name: str, values: pd.Series) -> pd.Series:
 
 def _check(table: pd.DataFrame) -> None:
     """Refuse what no measurement can be, naming the first row of that kind."""
-    latencies = ("nttft_ms", "itl_ms", "ttft_ms", "e2e_ms", "nttft_ms_p95", "itl_ms_p95")
+    latencies = ("ttft_ms", "e2e_ms", "nttft_ms_p95", "itl_ms_p95")
     wrong = {name: table[name].isna() for name in REQUIRED}
     for name in (*latencies, "throughput_tok_s"):
         wrong[name] = wrong.get(name, False) | (table[name] < 0) | np.isinf(table[name])
+    for name in ("nttft_ms", "itl_ms"):  # which predictors learn the logs of
+        wrong[name] |= (table[name] <= 0) | np.isinf(table[name])
     for name in WHOLE:
         wrong[name] = table[name] < 1
     wrong["failure_rate"] = ~table["failure_rate"].fillna(0.0).between(0.0, 1.0)

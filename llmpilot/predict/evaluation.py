@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +19,19 @@ import numpy as np
 import pandas as pd
 
 from llmpilot.dataset import Dataset
-from llmpilot.errors import ConfigError
+from llmpilot.errors import ConfigError, PilotError
 from llmpilot.predict.decision import Choice, Need
 from llmpilot.predict.prediction import Prediction
 from llmpilot.predict.predictor import Predictor
 from llmpilot.predict.scores import Outcome, Truth, judge, truth_of
 
 Map = Callable[..., Iterator[Any]]
+
+
+class WorkerDiedError(PilotError):
+    """One of the processes that evaluate was killed."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True)
@@ -92,10 +99,17 @@ def workers(count: int) -> Iterator[Map]:
         with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
             try:
                 yield partial(_deaf_to_ctrl_c, pool.map)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in active_children():  # what they are at is of no more use, and takes long
+            except BaseException as error:
+                # What they are at is of no more use, and takes long. Futures are not cancelled: the pool's
+                # own thread would stumble over them, and the interpreter wait for it for ever.
+                for process in active_children():
                     process.terminate()
+                if isinstance(error, BrokenProcessPool):
+                    raise WorkerDiedError(
+                        "a process of the evaluation was killed, for want of memory perhaps",
+                        given=f"evaluate.workers={count}",
+                        cure="evaluate.workers=1",
+                    ) from None
                 raise
     finally:
         if before is None:

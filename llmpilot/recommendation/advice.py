@@ -1,5 +1,6 @@
 """One recommendation from beginning to end: predict, rank, how far to trust it, and what to measure next."""
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,9 +62,20 @@ class Advice:
         if best is None:
             return None
         try:
-            return " ".join(vllm_argv(self.question.model, best.profile))
+            return shlex.join(vllm_argv(self.question.model, best.profile))
         except ConfigError:
             return None
+
+    @property
+    def why_not_served(self) -> str:
+        """Why there is no such line for what is recommended; empty where there is one."""
+        best = self.ranking.recommended
+        try:
+            if best is not None:
+                vllm_argv(self.question.model, best.profile)
+        except ConfigError as error:
+            return f"no vllm serve line: {error.wrong}; {error.cure}"
+        return ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values; what the keys of `ranking` mean is said at Option."""
@@ -115,6 +127,9 @@ def advise(question: Question, learned: Learned) -> Advice:
     if need.count_failures and prediction.failing is None:
         ignored = "this predictor says nothing of failed requests: P(SLA) is of latencies alone"
         trust = Trust(trust.level, (*trust.reasons, ignored))
+    if learned.evidence.simulated:
+        share = f"{learned.evidence.simulated:.0%} of what was learned from was simulated, not measured"
+        trust = Trust("low", (*trust.reasons, share))
     measurement, why = _next_measurement(question, need, prediction, learned.measured_on)
     rows = 0 if learned.own is None else len(learned.own)
     return Advice(question, ranking, trust, measurement, why, rows, tuple(learned.measured_on))

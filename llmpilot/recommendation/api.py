@@ -45,6 +45,7 @@ def recommend(
     dataset: str | Path | Dataset = PUBLISHED,
     tracking_uri: str | None = None,
     runs: bool = True,
+    simulated: bool = False,
     predictor: str | Predictor = "pilot",
     hours: float = 720.0,
     seed: int = SEED,
@@ -62,6 +63,7 @@ def recommend(
         dataset: what to learn from: "published", a file that `task=dataset` wrote, or a data set.
         tracking_uri: where own runs are; None: MLFLOW_TRACKING_URI, else `mlflow.db` in this directory.
         runs: whether to read them. Those of this very model condition the prediction.
+        simulated: whether to learn from simulated rows, too.
         predictor: an option of the predictor group, or a predictor.
         hours: how long the service will run, for what a further measurement may cost.
         seed: of every random choice.
@@ -93,7 +95,9 @@ def recommend(
     profiles, _ = profiles_at(None if prices is None else Path(prices), gpus)
     workload = load_workload({"name": WORKLOAD, "model": f"shipped:{WORKLOAD}"})
     data = (
-        dataset if isinstance(dataset, Dataset) else data_of(dataset, _store(tracking_uri) if runs else None)
+        dataset
+        if isinstance(dataset, Dataset)
+        else data_of(dataset, _store(tracking_uri) if runs else None, simulated=simulated)
     )
     how = predictor if isinstance(predictor, Predictor) else _predictor(predictor)
     learned = learn(data, facts, how, workload=WORKLOAD, seed=seed, folder=FOLDER)

@@ -94,6 +94,7 @@ def learn(
         gpus=others.gpus,
         counts=tuple(sorted({int(count) for count in table["count"]})),
         engines=tuple(sorted({str(name) for name in table["engine"].dropna()})),
+        simulated=float((table["measurement"] == "simulated").mean()),
         out_of_fold=getattr(fitted, "out_of_fold", None),
     )
     most = max(int(known.table["users"].max()), 1)

@@ -63,7 +63,7 @@ def read_prices(path: Path) -> dict[tuple[str, int], float]:
         ConfigError: no such file, another form, an unknown GPU type, a profile named twice.
     """
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
+        text = path.expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ConfigError(

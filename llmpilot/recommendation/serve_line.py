@@ -16,8 +16,14 @@ def vllm_argv(model: Model, gpu: Gpu, host: str | None = None) -> tuple[str, ...
     start otherwise.
 
     Raises:
-        ConfigError: vLLM does not serve models of this kind.
+        ConfigError: vLLM does not serve models of this kind, or would not find this one.
     """
+    if "/" not in model.hf_id:
+        raise ConfigError(
+            "where vLLM would find this model is not known: its config.json names no model of a hub",
+            given=f"model.hf_id={model.hf_id}",
+            cure="model.hf_id=ORG/NAME, or the path of a folder that holds it",
+        )
     if model.encoder_decoder:
         raise ConfigError(
             "vLLM does not serve encoder-decoder models",

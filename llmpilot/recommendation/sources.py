@@ -8,6 +8,7 @@ from typing import Any
 
 from llmpilot import catalog
 from llmpilot.config import Model, Tracking
+from llmpilot.console import note
 from llmpilot.dataset import Dataset, from_runs, load, merge, published
 from llmpilot.errors import ConfigError, did_you_mean
 from llmpilot.hf_config import model_from_hf_config
@@ -15,25 +16,44 @@ from llmpilot.hf_config import model_from_hf_config
 PUBLISHED = "published"
 
 
-def data_of(dataset: str | Path, tracking: Tracking | None) -> Dataset:
+def data_of(dataset: str | Path, tracking: Tracking | None, *, simulated: bool = False) -> Dataset:
     """Return the published measurements or those in a file, with the user's own runs of the tracking store.
 
-    `tracking` None does without own runs; so does a local store that does not exist yet.
+    `tracking` None does without own runs; so does a local store that does not exist yet. What was simulated
+    is left out, unless asked for.
 
     Raises:
         DatasetError: no such file, or no data set.
         TrackingError: the tracking store cannot be read.
     """
-    data = published() if str(dataset) == PUBLISHED else load(Path(dataset).expanduser())
-    if tracking is None or not _is_there(tracking.uri):
-        return data
-    own = from_runs(tracking)
-    if not len(own):
-        return data
-    # A file that was written with the same runs in it holds them already.
-    known = set(data.table["run_id"].dropna())
-    fresh = own.select(~own.table["run_id"].isin(known))
+    data = stored(dataset)
+    if tracking is not None and _is_there(tracking.uri):
+        data = with_fresh(data, from_runs(tracking, simulated=simulated))
+    return data if simulated else measured_only(data)
+
+
+def stored(dataset: str | Path) -> Dataset:
+    """Return the published measurements, or those in a file.
+
+    Raises:
+        DatasetError: no such file, or no data set.
+    """
+    return published() if str(dataset) == PUBLISHED else load(Path(dataset).expanduser())
+
+
+def with_fresh(data: Dataset, own: Dataset) -> Dataset:
+    """Return the data with those own runs that a file does not hold already."""
+    fresh = own.select(~own.table["run_id"].isin(set(data.table["run_id"].dropna())))
     return merge(data, fresh) if len(fresh) else data
+
+
+def measured_only(data: Dataset) -> Dataset:
+    """Return the rows that were not simulated; say how many were."""
+    simulated = (data.table["measurement"] == "simulated").to_numpy(bool)
+    if not simulated.any():
+        return data
+    note(f"left out: {int(simulated.sum())} simulated rows; simulated=true takes them", style="yellow")
+    return data.select(~simulated)
 
 
 def _is_there(uri: str) -> bool:

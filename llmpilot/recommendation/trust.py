@@ -35,13 +35,15 @@ class Trust:
 @dataclass(frozen=True)
 class Evidence:
     """What the predictor learned from: the LLMs, GPU types, GPU counts and engines of its data; its errors on
-    LLMs left out: rows model, gpu, count, users, nttft, itl (logs of measured / predicted)."""
+    LLMs left out: rows model, gpu, count, users, nttft, itl (logs of measured / predicted); the share of its
+    rows that was simulated."""
 
     models: dict[str, Model]
     gpus: dict[str, Gpu]
     counts: tuple[int, ...]
     engines: tuple[str, ...]
     out_of_fold: pd.DataFrame | None
+    simulated: float = 0.0
 
     @cached_property
     def errors(self) -> dict[str, tuple[float, float]]:

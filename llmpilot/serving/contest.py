@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ConfigDict, InstanceOf
 
+import llmpilot
 from llmpilot.dataset import Dataset
 from llmpilot.dataset.facts import fingerprint
 from llmpilot.predict.decision import Need
@@ -31,6 +32,8 @@ def terms_of(data: Dataset, needs: Sequence[Need], seeds: Sequence[int], measure
     """Return a hash of all that a score depends on but the predictor: equal terms, comparable scores."""
     terms = {
         "data": data.content_hash,
+        "prices": {key: gpu.price_per_hour for key, gpu in data.gpus.items()},
+        "version": llmpilot.__version__,
         "needs": [[repr(value) for value in asdict(need).values()] for need in needs],
         "seeds": list(seeds),
         "measured": sorted(measured),

@@ -9,17 +9,16 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from rich.table import Table
 
 from llmpilot import console, interrupts
-from llmpilot.config import Facts, Sla, Users, build, parse
-from llmpilot.dataset import Dataset, load, published
+from llmpilot.config import Facts, Sla, Users, build, parse, parse_seed, whole_number
+from llmpilot.dataset import Dataset
 from llmpilot.errors import ConfigError
-from llmpilot.files import require_writable
+from llmpilot.files import replacing, require_writable
 from llmpilot.predict.decision import Need
-from llmpilot.predict.evaluation import Fold, evaluate, profile_names, workers
+from llmpilot.predict.evaluation import Fold, evaluate, on_profiles, profile_key, workers
 from llmpilot.predict.predictor import Predictor
 from llmpilot.predict.report import predictions_table, recommendations_table, summary
 from llmpilot.predict.scores import grid_of
-
-PUBLISHED = "published"
+from llmpilot.recommendation.sources import data_of
 
 
 class Grid(Facts):
@@ -49,17 +48,17 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     settings = parse(Evaluation, cfg.evaluate, "evaluate")
     predictor: Predictor = build(cfg.predictor, "predictor")
     sla = parse(Sla, cfg.sla, "sla")
-    data = data_of(cfg.dataset)
-    _refuse_unknown_profiles(data, settings.measured)
+    data = data_of(cfg.dataset, None, simulated=cfg.simulated is True)
+    refuse_unknown_profiles(data, settings.measured)
     output = Path(str(cfg.predictions_file)).expanduser() if cfg.predictions_file else None
     if output is not None:
         require_writable(output)
-    paper = paper_need(cfg.users, sla)
+    paper, seed = paper_need(cfg.users, sla), parse_seed(cfg.seed)
     needs = [paper, *grid_of(**settings.grid.model_dump())]
     both = [*needs, *(need.counting_failures() for need in needs)]
 
     folds: list[Fold] = []
-    seeds = range(int(cfg.seed), int(cfg.seed) + settings.seeds)
+    seeds = range(seed, seed + settings.seeds)
     total = settings.seeds * len(data.models)
     try:
         with workers(settings.workers) as run_on, console.err.status("") as status:
@@ -81,12 +80,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "dataset": data.content_hash,
         "seconds": round(time.perf_counter() - started, 1),
     }
+    _show(result, paper)
     if output is not None:
         beside = output.with_suffix(f".recommendations{output.suffix}")
-        predictions_table(folds).to_csv(output, index=False)
-        recommendations_table(folds, both).to_csv(beside, index=False)
+        for path, table in ((output, predictions_table(folds)), (beside, recommendations_table(folds, both))):
+            with replacing(path) as temporary:
+                table.to_csv(temporary, index=False)
         result |= {"predictions_file": str(output), "recommendations_file": str(beside)}
-    _show(result, paper)
     return result
 
 
@@ -107,24 +107,27 @@ def paper_need(users: Any, sla: Sla) -> Need:
             cure="limit sla.nttft_ms and sla.itl_ms at percentile 50",
         )
     limits = {name: value for name in ("nttft_ms", "itl_ms") if (value := getattr(sla, name)) is not None}
-    if not isinstance(users, int) or users < 1:
-        raise ConfigError("users is not possible", given=users, cure="users=200: a whole number from 1 on")
-    return Need(users=users, **limits)
+    if not limits:
+        raise ConfigError(
+            "the SLA has no limit: every service keeps it", cure="set sla.nttft_ms or sla.itl_ms or both"
+        )
+    return Need(users=whole_number(users, "users", least=1), **limits)
 
 
-def data_of(source: Any) -> Dataset:
-    """Return the published table, or a file of task=dataset."""
-    return published() if source == PUBLISHED else load(Path(str(source)).expanduser())
+def refuse_unknown_profiles(data: Dataset, wanted: list[str]) -> None:
+    """Check that some LLM was measured on each of the named profiles.
 
-
-def _refuse_unknown_profiles(data: Dataset, wanted: list[str]) -> None:
-    known = profile_names(data.table)
+    Raises:
+        ConfigError: none was.
+    """
+    table = data.table
+    known = {profile_key(gpu, int(count)) for gpu, count in zip(table["gpu"], table["count"], strict=True)}
     for name in wanted:
-        if not any(name.lower().replace(" ", "") in names for names in known):
+        if not on_profiles(table, [name]).any():
             raise ConfigError(
                 f"no LLM was measured on {name}",
                 given=f"evaluate.measured={wanted}",
-                cure=f"evaluate.measured=[1xH100]; there are {', '.join(sorted(min(n) for n in known))}",
+                cure=f"evaluate.measured=[1xH100]; there are {', '.join(sorted(known))}",
             )
 
 

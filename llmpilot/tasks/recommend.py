@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from pydantic import BeforeValidator
 
 from llmpilot import catalog
-from llmpilot.config import Sla, Tracking, build, parse
+from llmpilot.config import Sla, Tracking, build, parse, parse_seed
 from llmpilot.console import err, say
 from llmpilot.errors import ConfigError
 from llmpilot.files import require_writable, write_text
@@ -31,6 +31,7 @@ class Asking(Asked):
     prices: str | None = None
     dataset: str = PUBLISHED
     runs: bool = True
+    simulated: bool = False
     manifest: str | None = None
 
 
@@ -45,7 +46,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     model = catalog.build_model(cfg.model)
     sla = parse(Sla, cfg.sla, "sla")
     need_of(asking.users, sla)
-    tracking = parse(Tracking, cfg.tracking, "tracking")
+    tracking, seed = parse(Tracking, cfg.tracking, "tracking"), parse_seed(cfg.seed)
     pod = parse(Pod, _texts(cfg.pod), "pod")
     if asking.manifest is not None:
         _require_place(asking.manifest)
@@ -57,9 +58,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(predictor, Predictor)
 
     with err.status("reading measurements"):
-        data = data_of(asking.dataset, tracking if asking.runs else None)
+        data = data_of(asking.dataset, tracking if asking.runs else None, simulated=asking.simulated)
     with err.status(f"fitting {predictor.name} on {len(data)} measurements"):
-        learned = learn(data, model, predictor, workload=str(cfg.workload.name), seed=int(cfg.seed))
+        learned = learn(data, model, predictor, workload=str(cfg.workload.name), seed=seed)
     with err.status("predicting, and weighing what to measure next"):
         advice = advise(
             Question(

@@ -41,7 +41,7 @@ def _show_answer(advice: Advice) -> None:
             f"P(SLA) {best.p_sla:.2f}",
             style="bold green",
         )
-        say(advice.serve or "vLLM does not serve models of this kind: take an engine that does")
+        say(advice.serve or advice.why_not_served)
     if advice.measured_rows:
         on = ", ".join(advice.measured_on)
         say(f"conditioned on {advice.measured_rows} rows measured of this model, on {on}")

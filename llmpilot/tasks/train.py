@@ -13,21 +13,22 @@ from rich.table import Table
 
 import llmpilot
 from llmpilot import console, interrupts, tracking
-from llmpilot.config import Facts, Sla, Tracking, build, parse
+from llmpilot.config import Facts, Sla, Tracking, build, parse, parse_seed
 from llmpilot.console import err, note, say
-from llmpilot.dataset import Dataset, load, merge, published
+from llmpilot.dataset import Dataset
 from llmpilot.dataset.runs import collect
 from llmpilot.dataset.tracked import TAG_CONTENT_HASH
 from llmpilot.errors import ConfigError, PilotError, TrackingError
+from llmpilot.files import require_writable
 from llmpilot.predict.pilot.pilot import Pilot
 from llmpilot.predict.scores import grid_of
 from llmpilot.recommendation.prices import profiles_at
-from llmpilot.recommendation.sources import PUBLISHED
+from llmpilot.recommendation.sources import PUBLISHED, measured_only, stored, with_fresh
 from llmpilot.secrets import redact
 from llmpilot.serving.bundle import Bundle
 from llmpilot.serving.contest import Verdict, compare, earlier
 from llmpilot.serving.registry import PREDICTOR, TAG_SCORE, Champion, Registry, Trained
-from llmpilot.tasks.evaluate import Evaluation, paper_need
+from llmpilot.tasks.evaluate import Evaluation, paper_need, refuse_unknown_profiles
 from llmpilot.tasks.train_exam import SCORES_FILE, Exam
 from llmpilot.workload import load_workload
 
@@ -65,9 +66,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     evaluation = parse(Evaluation, cfg.evaluate, "evaluate")
     need = paper_need(cfg.users, parse(Sla, cfg.sla, "sla"))
     profiles, _ = profiles_at(Path(settings.prices) if settings.prices else None, settings.catalog)
-    workload, seed = load_workload(cfg.workload), int(cfg.seed)
+    workload, seed = load_workload(cfg.workload), parse_seed(cfg.seed)
     data = _data(settings, store, str(cfg.workload.name))
+    refuse_unknown_profiles(data, evaluation.measured)
 
+    _require_place()
     seeds = range(seed, seed + evaluation.seeds)
     exam = Exam(data, (need, *grid_of(**evaluation.grid.model_dump())), seeds, evaluation)
     recipe = predictor.model_dump(mode="json")
@@ -143,6 +146,16 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     return result
 
 
+def _require_place() -> None:
+    """Check that what is trained can be kept until it is registered."""
+    try:
+        require_writable(ROOT / "bundle")
+    except ConfigError as error:
+        raise ConfigError(
+            "the working directory cannot be written", given=ROOT.absolute(), cure="start in another one"
+        ) from error
+
+
 def _end(registry: Registry, run_id: str | None, error: BaseException, kept: str) -> None:
     """Set the status of a run that ended early; say so where it was interrupted."""
     interrupted = isinstance(error, KeyboardInterrupt)
@@ -157,19 +170,15 @@ def _end(registry: Registry, run_id: str | None, error: BaseException, kept: str
 
 def _data(settings: Training, store: Tracking, workload: str) -> Dataset:
     """Return the rows to learn from: of this workload, simulated ones only if asked for; say which."""
-    data = published() if settings.dataset == PUBLISHED else load(Path(settings.dataset).expanduser())
+    data = stored(settings.dataset)
     if settings.runs:
         with err.status(f"reading your runs from {redact(store.uri)}"):
             found = collect(store, simulated=settings.simulated)
         for reason, number in sorted(found.left_out.items()):
             note(f"left out: {reason}: {number}", style="yellow")
-        # A file that was written with the same runs in it holds them already.
-        known = set(data.table["run_id"].dropna())
-        data = merge(data, found.dataset.select(~found.dataset.table["run_id"].isin(known)))
-    simulated = (data.table["measurement"] == "simulated").to_numpy(bool)
-    if simulated.any() and not settings.simulated:
-        note(f"left out: {int(simulated.sum())} simulated rows; simulated=true takes them", style="yellow")
-        data = data.select(~simulated)
+        data = with_fresh(data, found.dataset)
+    if not settings.simulated:
+        data = measured_only(data)
     other = [name not in (workload, None) for name in data.table["workload"]]
     if any(other):
         note(f"left out: {sum(other)} rows of other workloads than {workload}", style="yellow")

@@ -1,6 +1,11 @@
 """The task `evaluate` as a user types it, its result, and its files scored again by other code."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -9,9 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Ran, Run
-from tracked import interrupted_when, two_workers
+from tracked import interrupted_when, processes_of, two_workers
 
-from llmpilot.dataset import published, save
+from llmpilot.dataset import Dataset, published, save
 
 LIGHT = (
     "predictor.trees=8",
@@ -106,6 +111,55 @@ def test_ctrl_c_ends_the_workers_without_their_noise(workdir: Path, three_llms: 
     assert not Path("p.csv").exists()
 
 
+def test_ctrl_c_in_the_middle_of_folds_ends_the_workers(workdir: Path, three_llms: Path) -> None:
+    begun: list[float] = []
+
+    def under_way(session: int) -> bool:
+        if two_workers(session):
+            begun.append(time.monotonic())
+        return bool(begun) and time.monotonic() - begun[0] > 8
+
+    heavy = ("predictor.trees=100", "predictor.fold_trees=50", "evaluate.seeds=500", "evaluate.workers=2")
+    _, err = interrupted_when(under_way, "task=evaluate", f"dataset={three_llms}", *LIGHT, *heavy)
+    assert err.splitlines()[-1].startswith("interrupted after ")
+
+
+def test_a_killed_worker_is_one_message(workdir: Path, three_llms: Path) -> None:
+    endless = ("evaluate.seeds=500", "evaluate.workers=2")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmpilot", "task=evaluate", f"dataset={three_llms}", *LIGHT, *endless],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not two_workers(process.pid):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    workers = [pid for pid, command in processes_of(process.pid).items() if "spawn_main" in command]
+    os.kill(workers[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert "a process of the evaluation was killed" in err
+    assert "evaluate.workers=1" in err
+    assert "Traceback" not in err
+
+
+def test_simulated_rows_are_left_out_unless_asked_for(run: Run, three_llms: Path, tmp_path: Path) -> None:
+    data = published()
+    names = ["starcoder", "llama_7b", "flan_t5_xl", "mpt_7b"]
+    table = data.table[data.table["model"].isin(names)].copy()
+    table.loc[table["model"] == "mpt_7b", "measurement"] = "simulated"
+    save(Dataset(table, data.models, data.gpus), tmp_path / "mixed.parquet")
+    result, ran = evaluate(run, tmp_path / "mixed.parquet")
+    assert len(result["per_model"]) == 3
+    assert "left out: " in ran.err
+    assert "simulated=true" in ran.err
+    both, _ = evaluate(run, tmp_path / "mixed.parquet", "simulated=true", "predictions_file=new/dir/p.csv")
+    assert len(both["per_model"]) == 4
+    assert Path("new/dir/p.csv").is_file()
+    assert Path("new/dir/p.recommendations.csv").is_file()
+
+
 def test_measured_profiles_are_shown_and_not_scored(run: Run, three_llms: Path) -> None:
     result, _ = evaluate(run, three_llms, "evaluate.measured=[1xA100]", "predictions_file=p.csv")
     cells = pd.read_csv("p.csv")
@@ -125,7 +179,10 @@ def test_measured_profiles_are_shown_and_not_scored(run: Run, three_llms: Path) 
         ("evaluate.grid.users=[]", ["evaluate.grid.users"]),
         ("sla.percentile=95", ["sla.percentile=95", "medians"]),
         ("sla.ttft_ms=100", ["sla.ttft_ms=100.0", "medians"]),
-        ("users=0", ["users=200"]),
+        ("users=0", ["users"]),
+        ("users=true", ["users"]),
+        ("seed=-1", ["seed"]),
+        ("seed=abc", ["seed"]),
         ("dataset=nowhere.parquet", ["nowhere.parquet"]),
         ("predictor.trees=0", ["predictor.trees"]),
         ("predictor.views=[[guess]]", ["predictor.views"]),

@@ -92,17 +92,13 @@ def test_the_headline(recommend: Callable[..., dict[str, Any]]) -> None:
 
 def test_any_hugging_face_model_and_the_manifest(recommend: Callable[..., dict[str, Any]]) -> None:
     Path("config.json").write_text(json.dumps(TINY_LLAMA))
-    result = recommend(
-        "task=recommend",
-        *OVERRIDES,
-        "+model=hf",
-        "model.config=config.json",
-        "model.name=mine",
-        "catalog=[a100,h100]",
-        "users=50",
-        "manifest=deploy/m.yaml",
-        "pod.cpu=2",
-    )
+    asked = ("task=recommend", *OVERRIDES, "+model=hf", "model.config=config.json", "model.name=mine")
+    asked = (*asked, "catalog=[a100,h100]", "users=50")
+    unknown = recommend(*asked)
+    assert unknown["serve"] is None
+    assert "no vllm serve line: where vLLM would find this model is not known" in unknown["printed"]
+    result = recommend(*asked, "model.hf_id=acme/mine", "manifest=deploy/m.yaml", "pod.cpu=2")
+    assert "vllm serve acme/mine " in result["serve"]
     assert result["model"] == "mine"
     assert {row["gpu"] for row in result["ranking"]} == {"A100-40GB", "H100"}
     deployment, _ = yaml.safe_load_all(Path("deploy/m.yaml").read_text())

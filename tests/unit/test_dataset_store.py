@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmpilot.dataset import DatasetError, load, merge, published, save
+from llmpilot.dataset import Dataset, DatasetError, load, merge, published, save
 
 
 def test_a_data_set_survives_its_file(tmp_path: Path) -> None:
@@ -47,8 +47,21 @@ def test_changed_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="damaged: columns are missing: itl_ms"):
         load(path)
     pq.write_table(whole.replace_schema_metadata({"llmpilot.dataset": '{"format": 0}'}), path)
-    with pytest.raises(DatasetError, match="format 0, this version reads 1"):
+    with pytest.raises(DatasetError, match="format is 0, this version reads 1"):
         load(path)
+    for metadata in ("{", "[]", '{"format": 1, "models": [], "gpus": {}}', '{"format": 1}'):
+        pq.write_table(whole.replace_schema_metadata({"llmpilot.dataset": metadata}), path)
+        with pytest.raises(DatasetError, match="damaged"):
+            load(path)
+
+
+def test_a_latency_of_nothing_is_impossible() -> None:
+    data = published()
+    for name in ("nttft_ms", "itl_ms"):
+        table = data.table.copy()
+        table.loc[table.index[7], name] = 0.0
+        with pytest.raises(DatasetError, match=f"1 rows have an impossible {name}"):
+            Dataset(table, data.models, data.gpus)
 
 
 def test_where_nothing_can_be_written_is_said(tmp_path: Path) -> None:

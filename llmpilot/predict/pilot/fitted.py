@@ -181,7 +181,7 @@ class FittedPilot(Fitted):
         return said
 
     def save(self, folder: Path) -> None:
-        """Write everything to a folder: JSON, CSV, and XGBoost's own files. Nothing in them is code."""
+        """Write everything to a folder: JSON, CSV, and XGBoost's own format. Nothing in them is code."""
         folder.mkdir(parents=True, exist_ok=True)
         views = [
             {
@@ -204,9 +204,10 @@ class FittedPilot(Fitted):
         }
         for number, view in enumerate(self.views):
             for metric, forest in zip(METRICS, view.forests, strict=True):
-                forest.save_model(folder / f"{number}_{metric}.ubj")
+                # XGBoost's own way to a file knows no full disk: only an error of its own.
+                (folder / f"{number}_{metric}.ubj").write_bytes(forest.save_raw("ubj"))
         if self.failures is not None:
-            self.failures.save_model(folder / FAILURES_FILE)
+            (folder / FAILURES_FILE).write_bytes(self.failures.save_raw("ubj"))
         self.out_of_fold.to_csv(folder / OUT_OF_FOLD_FILE, index=False)
         write_text(folder / FACTS_FILE, to_json(facts))
 
