@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EDQUOT, EFBIG, ENOSPC, EROFS
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -18,17 +19,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.utils import get_method
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llmpilot import catalog, interrupts
 from llmpilot.config import plain
 from llmpilot.console import note
 from llmpilot.errors import ConfigError, PilotError, TrackingError, did_you_mean
-from llmpilot.files import require_writable, write_result
+from llmpilot.files import require_apart, require_writable, write_result
 from llmpilot.runfolder import ROOT
 from llmpilot.secrets import redact, secret_values
 from llmpilot.sweep import Sweep
+from llmpilot.tune.study import DEFAULT_FILE
 
 FAILED = 1
 WRONG_USAGE = 2
@@ -36,6 +38,12 @@ INTERRUPTED = 130
 DISK_TROUBLE = (ENOSPC, EDQUOT, EROFS, EFBIG)
 ALIASES = {"model.weights": "engine.weights"}
 """Keys that may be spelled another way: random weights are asked for of the model, but made by the server."""
+READ = (
+    *("dataset", "prices", "raw", "data", "trace.path", "load.trace.path", "workload.model", "model.config"),
+    *("engine.calibration", "engine.binary", "engine.model_path"),
+)
+WRITTEN = ("output", "refresh", "samples_file", "predictions_file", "manifest", "send_log", "result_file")
+"""Keys of files, of whatever task has them. An option's name among them (published, auto) does no harm."""
 
 
 def main() -> None:
@@ -51,6 +59,7 @@ def run(arguments: list[str]) -> int:
     sys.argv[1:] = [_by_its_name(argument) for argument in arguments]
     code = 0
     try:
+        _refuse_null_groups(sys.argv[1:])
         _hydra_main(state)
         if state.error is not None:
             raise state.error
@@ -90,8 +99,10 @@ def _hydra_main(state: _State) -> None:
     """Let Hydra compose the configuration and call back, once a job."""
 
     def job(cfg: DictConfig) -> None:
-        state.secrets += secret_values(plain(cfg))
+        config = plain(cfg)
+        state.secrets += secret_values(config)
         try:
+            _refuse_clashes(config)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 state.sweep = state.sweep or Sweep(cfg, sys.argv[1:])
                 state.sweep.run_cell(cfg, _require)
@@ -152,6 +163,10 @@ def _require(cfg: DictConfig) -> None:
         if key not in known:
             cure = f"{did_you_mean(key, known)}there are {', '.join(sorted(known))}"
             raise ConfigError(f"{key} is not a key of the configuration", cure=cure)
+    for name, default in OmegaConf.load(catalog.conf_dir() / "task" / f"{cfg.task.name}.yaml").items():
+        if OmegaConf.is_dict(default) and cfg.get(name) is None:
+            keys = ", ".join(f"{name}.{part}" for part in default)
+            raise ConfigError(f"{name} cannot be null", given=f"{name}=null", cure=f"its keys are {keys}")
     missing = [group for group in cfg.task.requires if group not in cfg]
     if not missing:
         return
@@ -163,6 +178,43 @@ def _require(cfg: DictConfig) -> None:
         f"task {cfg.task.name} needs a {' and a '.join(missing)}",
         cure=f"python -m llmpilot {task}{line}\n  the options are\n{options}",
     )
+
+
+def _refuse_clashes(config: dict[str, Any]) -> None:
+    """Refuse a file to be written that is also read or written as another, or one of the databases."""
+    kept, written = _paths(config, READ), _paths(config, WRITTEN)
+    if "predictions_file" in written:
+        predictions = Path(written["predictions_file"])
+        beside = predictions.with_suffix(f".recommendations{predictions.suffix}")
+        written["the recommendations beside predictions_file"] = beside
+    if _value(config, "task.name") == "workload" and "output" in written:
+        if "trace.path" in kept:
+            written["the figure of output"] = Path(written["output"]).with_suffix(".png")
+        else:
+            del written["output"]  # a workload is only described
+    if (runs := _sqlite_file(config, "tracking.uri")) is not None:
+        kept |= {"tracking.uri": runs, "tuner.storage": runs.with_name(DEFAULT_FILE)}
+    if (studies := _sqlite_file(config, "tuner.storage")) is not None:
+        kept["tuner.storage"] = studies
+    require_apart(kept, written)
+
+
+def _paths(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, str | Path]:
+    """Return key -> value of those keys that are there and are text."""
+    found = {key: _value(config, key) for key in keys}
+    return {key: value for key, value in found.items() if isinstance(value, str) and value}
+
+
+def _sqlite_file(config: dict[str, Any], key: str) -> Path | None:
+    scheme, _, path = str(_value(config, key)).partition(":///")
+    path = path.partition("?")[0]
+    return Path(path) if scheme.startswith("sqlite") and path and not path.startswith(":memory:") else None
+
+
+def _value(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
 
 
 def explain(error: Exception) -> str:
@@ -183,6 +235,18 @@ def explain(error: Exception) -> str:
             cure=f"{did_you_mean(key, keys)}there are {', '.join(siblings or keys)}",
         )
     )
+
+
+def _refuse_null_groups(arguments: list[str]) -> None:
+    """Refuse a group of the configuration set to null: Hydra would take its whole part away."""
+    for argument in arguments:
+        key, _, value = argument.lstrip("+").partition("=")
+        group = key.partition("@")[0]
+        nulls = any(choice.strip().lower() == "null" for choice in value.split(","))
+        if nulls and group.isidentifier() and (options := catalog.options(group)):
+            raise ConfigError(
+                f"{group} cannot be null", given=argument, cure=f"the options are {', '.join(options)}"
+            )
 
 
 def _by_its_name(argument: str) -> str:

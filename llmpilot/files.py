@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from errno import EISDIR
 from pathlib import Path
@@ -53,6 +53,28 @@ def require_writable(path: str | Path) -> None:
             pass
     except OSError as error:
         raise _not_writable(path, error) from None
+
+
+def require_apart(kept: Mapping[str, str | Path], written: Mapping[str, str | Path]) -> None:
+    """Check before the work that what it writes spares what is there to be read, and itself.
+
+    Both are the configuration's key -> path. Of `kept` several may be one file.
+
+    Raises:
+        ConfigError: a file of `written` is one of `kept`, or named twice.
+    """
+    taken = {_resolved(path): key for key, path in kept.items()}
+    for key, path in written.items():
+        place = _resolved(path)
+        if place in taken:
+            raise ConfigError(
+                f"{key} would overwrite {taken[place]}", given=path, cure=f"set {key}=<another path>"
+            )
+        taken[place] = key
+
+
+def _resolved(path: str | Path) -> Path:
+    return Path(path).expanduser().resolve()
 
 
 def write_result(path: str | Path, result: Any) -> None:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 import llmpilot
 from llmpilot import catalog
-from llmpilot.config import Gpu, Load, Model, Sla, build, parse
+from llmpilot.config import Gpu, Load, Model, Sla, build, parse, parse_seed, whole_number
 from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.deploy.external import ExternalDeployment
 from llmpilot.deploy.process import ProcessDeployment
@@ -129,7 +129,7 @@ def compose(cfg: DictConfig) -> Cell:
     model, gpu = catalog.build_model(cfg.model), catalog.build_gpu(cfg.gpu)
     engine, deployment = build(cfg.engine, "engine"), build(cfg.deployment, "deployment")
     load, sla = parse(Load, cfg.load, "load"), parse(Sla, cfg.sla, "sla")
-    seed = _whole("seed", cfg.seed, least=0)
+    seed = parse_seed(cfg.seed)
     workload = load_workload(cfg.workload)
     traffic = open_traffic(load, workload, seed)
 
@@ -180,7 +180,7 @@ def _batch_weight(cfg: DictConfig, engine: Engine, model: Model, gpu: Gpu, heavi
 
 
 def _given_weight(cfg: DictConfig, heaviest: int) -> int:
-    weight = _whole("max_batch_weight", cfg.max_batch_weight)
+    weight = whole_number(cfg.max_batch_weight, "max_batch_weight")
     if weight < heaviest:
         raise ConfigError(
             f"max_batch_weight={weight} is below the workload's heaviest request: it could never be served",
@@ -205,14 +205,6 @@ def _where_it_fits(engine: SimulatedEngine, model: Model, heaviest: int) -> str:
     fitting.sort()
     lines = [f"+gpu={option} gpu.count={count}  (${cost:.2f}/h)" for cost, option, count in fitting[:3]]
     return "take a profile that holds it, the cheapest: " + ", ".join(lines)
-
-
-def _whole(key: str, value: Any, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
-        raise ConfigError(
-            f"{key} must be a whole number of at least {least}", given=value, cure=f"{key}={least}"
-        )
-    return value
 
 
 def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

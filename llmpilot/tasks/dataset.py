@@ -41,7 +41,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     settings = parse(Building, {key: cfg[key] for key in keys}, "dataset")
     tracking = parse(Tracking, cfg.tracking, "tracking")
     output = Path(settings.output).expanduser()
-    _refuse_clashes(settings, output)
+    _refuse_impossible(settings, output)
 
     parts: list[Dataset] = []
     result: dict[str, Any] = {}
@@ -105,26 +105,16 @@ def _own(settings: Building, tracking: Tracking) -> tuple[Collected, TrackingErr
         return nothing, error
 
 
-def _refuse_clashes(settings: Building, output: Path) -> None:
+def _refuse_impossible(settings: Building, output: Path) -> None:
     if output.suffix != ".parquet":
         raise ConfigError("the table is a Parquet file", given=f"output={output}", cure="output=PATH.parquet")
     if settings.raw is None and settings.refresh is not None:
         raise ConfigError("refresh needs the raw requests", cure="raw=PATH of the paper's requests.parquet")
     if settings.raw is not None and not settings.published:
         raise ConfigError("raw holds published measurements, which are not wanted", cure="published=true")
-    named = {"raw": settings.raw, "output": settings.output, "refresh": settings.refresh}
-    taken: dict[Path, str] = {}
-    for key, value in named.items():
-        if value is None:
-            continue
-        path = Path(value).expanduser().resolve()
-        if path in taken:
-            raise ConfigError(
-                f"{key} would overwrite {taken[path]}", given=path, cure=f"set {key}=<another path>"
-            )
-        taken[path] = key
-        if key != "raw":
-            _require_writable(key, path)
+    for key, value in {"output": settings.output, "refresh": settings.refresh}.items():
+        if value is not None:
+            _require_writable(key, Path(value).expanduser().resolve())
 
 
 def _require_writable(key: str, path: Path) -> None:

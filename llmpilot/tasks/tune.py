@@ -3,6 +3,7 @@
 import tempfile
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from llmpilot import interrupts, tracking
 from llmpilot.config import Tracking, parse, plain
 from llmpilot.console import note
+from llmpilot.deploy.external import ServiceError
 from llmpilot.errors import ConfigError, TrackingError
 from llmpilot.files import to_json, write_text
 from llmpilot.secrets import redact, redact_tree
@@ -18,7 +20,16 @@ from llmpilot.tasks.cell import Cell, compose
 from llmpilot.tasks.tune_setup import bounds_of, study_hash, study_name
 from llmpilot.tasks.tune_show import announce, in_words, show
 from llmpilot.tune import Bounds, Services, Tuner, TuningStudy, measure, storage_url
-from llmpilot.tune.plan import FEASIBLE, Stop, Wait, answer, limit_of, next_step
+from llmpilot.tune.plan import (
+    FEASIBLE,
+    Stop,
+    Wait,
+    answer,
+    is_of_the_weight,
+    limit_of,
+    lowest_running,
+    next_step,
+)
 from llmpilot.tune.plots import write_plots
 from llmpilot.tune.tracked import (
     METRIC_BEST,
@@ -55,6 +66,7 @@ def run(cfg: DictConfig, *, parent_run_id: str | None = None, in_sweep: bool = F
     Raises:
         ConfigError, DoesNotFitError: the cell or the bounds are impossible.
         PilotError: the study's database cannot be used.
+        ServiceError: the service does not come up, whatever its weight; nothing of that is remembered.
         TrackingError: tuned, but MLflow could not be reached; carries the result.
     """
     cell, settings = compose(cfg), parse(Tuner, cfg.tuner, "tuner")
@@ -144,6 +156,7 @@ def search(tuning: Tuning, run_id: str | None) -> str:
             if begun is None:
                 continue
             trial, weight = begun
+            params = {PARAM_WEIGHT: weight, PARAM_SEED: step.seed, PARAM_QUESTION: step.question}
             try:
                 outcome = measure(
                     services,
@@ -155,18 +168,35 @@ def search(tuning: Tuning, run_id: str | None) -> str:
                     seed=step.seed,
                     question=step.question,
                     limit=limit_of(study.seen(), settings),
+                    of_the_weight=partial(of_the_weight, study, tuning.bounds, trial.number, weight),
                 )
             except BaseException as error:
                 interrupts.acknowledge()
                 study.abandon(trial, f"{type(error).__name__} in the middle of it")
+                if isinstance(error, ServiceError):
+                    tuning.tracker.log_failed_trial(
+                        run_id, trial.number, params, str(error), tags=tuning.tags
+                    )
                 raise
-            params = {PARAM_WEIGHT: weight, PARAM_SEED: step.seed, PARAM_QUESTION: step.question}
             logged = tuning.tracker.log_trial(run_id, trial.number, params, outcome, tags=tuning.tags)
             study.tell(trial, outcome, logged)
             words = in_words(outcome, settings)
             note(f"trial {trial.number} ({step.question}): {weight:,} tokens: {words}")
     finally:
         services.discard()
+
+
+def of_the_weight(study: TuningStudy, bounds: Bounds, number: int, weight: int) -> bool:
+    """Whether trial `number`, whose service did not come up, tells of its weight.
+
+    Waits for another worker that tests the lowest weight now.
+    """
+    while not is_of_the_weight(seen := study.seen(), weight):
+        if weight == bounds.lower or not lowest_running(seen, bounds):
+            return False
+        study.pause()
+        study.release_lost(mine=number)
+    return True
 
 
 def conclude(tuning: Tuning, because: str) -> Result:

@@ -61,6 +61,11 @@ def bounds_of(cell: Cell, settings: Tuner) -> Bounds:
             f"tuner.lower={lower} is below the workload's heaviest request: it could never be served",
             cure=f"set tuner.lower to {least} or more, or leave it out",
         )
+    if upper > most:
+        raise ConfigError(
+            f"tuner.upper={upper} is more than this service could ever hold",
+            cure=f"set tuner.upper to {most} or less, or leave it out",
+        )
     if lower >= upper:
         raise ConfigError(
             f"there is nothing between tuner.lower={lower} and tuner.upper={upper}",

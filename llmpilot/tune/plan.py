@@ -106,6 +106,21 @@ def boundary(seen: Sequence[Seen]) -> tuple[int | None, int | None]:
     return max(held, default=None), failed
 
 
+def lowest_running(seen: Sequence[Seen], bounds: Bounds) -> bool:
+    """Whether the lowest weight is being tested now."""
+    return any(s.feasible is None and s.weight == bounds.lower for s in seen)
+
+
+def is_of_the_weight(seen: Sequence[Seen], weight: int) -> bool:
+    """Whether a service that does not come up under `weight`, for a reason other than memory, tells of it.
+
+    It does where one came up and held under a smaller weight, and none did under this or a larger one.
+    Otherwise the cause is the same for every weight (a missing library, a wrong key), or it has passed.
+    """
+    held = [s.weight for s in seen if s.feasible]
+    return bool(held) and min(held) < weight and max(held) < weight
+
+
 def next_step(seen: Sequence[Seen], settings: Tuner, bounds: Bounds, seed: int) -> Step | Wait | Stop:
     """Return the next trial to run, or why there is none."""
     held, failed = boundary(seen)

@@ -44,7 +44,7 @@ class Tuner(Facts):
     patience: PositiveInt = 4
     repeats: PositiveInt = 3
     contenders: PositiveInt = 3
-    first_part: Annotated[float, Field(gt=0, le=1)] = 0.25
+    first_part: Annotated[float, Field(ge=0.01, le=1)] = 0.25
     prune_beyond: PositiveFloat | None = 0.5
     corner_users: PositiveInt = 512
     storage: str | None = None

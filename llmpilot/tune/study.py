@@ -112,8 +112,8 @@ class TuningStudy:
         """Return the finished trials as the result file holds them."""
         return [_row(trial) for trial in self._trials() if FEASIBLE in trial.user_attrs]
 
-    def release_lost(self) -> int:
-        """Tell Optuna that the trials of dead workers will never end; return how many there were.
+    def release_lost(self, mine: int | None = None) -> int:
+        """Tell Optuna that trials of dead workers (not `mine`) will never end; return how many there were.
 
         A failed trial counts for Optuna as deleted, which is what it is: nothing of it was measured.
         """
@@ -121,7 +121,7 @@ class TuningStudy:
 
         lost = 0
         for trial in self._trials():
-            if trial.state == TrialState.RUNNING and self._is_dead(trial):
+            if trial.state == TrialState.RUNNING and trial.number != mine and self._is_dead(trial):
                 with self._explained():
                     # Another worker may have been quicker.
                     self._study._storage.set_trial_user_attr(trial._trial_id, LOST, "its worker ended")
@@ -250,7 +250,7 @@ def _unusable(url: str, error: Exception) -> PilotError:
     elif "schema" in text:
         cure = "it holds another program's tables (MLflow's?): name a database of Optuna's own"
     else:
-        cure = "check tuner.storage, e.g. sqlite:///optuna.db or postgresql://USER@HOST/DATABASE"
+        cure = "check tuner.storage, e.g. sqlite:///optuna.db or postgresql://HOST/DATABASE"
     return PilotError(
         redact(f"the study's database cannot be used: {text}"),
         given=redact(f"tuner.storage={url}"),

@@ -77,29 +77,45 @@ class StudyTracker(Tracker):
         """Log a finished trial as a finished run; infeasible is its outcome. Return the run's id."""
 
         def log() -> str:
-            run_id = (
-                self._connect()
-                .create_run(
-                    self._experiment(TUNE), run_name=f"trial {number}: {params[PARAM_WEIGHT]:,} tokens"
-                )
-                .info.run_id
-            )
-            named = tags | {
-                tracking.TAG_TASK: TUNE,
-                tracking.TAG_OUTCOME: "feasible" if outcome.feasible else "infeasible",
-                tracking.TAG_VERSION: llmpilot.__version__,
-            }
-            named |= {tracking.TAG_REASON: outcome.reason} if outcome.reason else {}
-            named |= {tracking.TAG_PARENT: study_run_id} if study_run_id else {}
-            self._log(run_id, params={key: str(value) for key, value in params.items()}, tags=named)
+            said = {tracking.TAG_OUTCOME: "feasible" if outcome.feasible else "infeasible"}
+            said |= {tracking.TAG_REASON: outcome.reason} if outcome.reason else {}
+            run_id = self._trial(study_run_id, number, params, tags | said)
             for level in outcome.levels:
                 self._log(run_id, metrics=level_metrics(level), step=step_of(level["level"], "users"))
             value = {} if outcome.value is None else {METRIC_TRIAL_VALUE: outcome.value}
             self._log(run_id, metrics=value)
             self._connect().set_terminated(run_id, "FINISHED")
-            return str(run_id)
+            return run_id
 
         return self._attempt(log)
+
+    def log_failed_trial(
+        self,
+        study_run_id: str | None,
+        number: int,
+        params: dict[str, Any],
+        reason: str,
+        *,
+        tags: dict[str, str],
+    ) -> None:
+        """Log a trial whose service did not come up, which says nothing of its weight, as a failed run."""
+
+        def log() -> None:
+            run_id = self._trial(study_run_id, number, params, tags | {tracking.TAG_REASON: reason})
+            self._connect().set_terminated(run_id, "FAILED")
+
+        self._attempt(log)
+
+    def _trial(
+        self, study_run_id: str | None, number: int, params: dict[str, Any], tags: dict[str, str]
+    ) -> str:
+        """Create a trial's run below the study's, and return its id."""
+        name = f"trial {number}: {params[PARAM_WEIGHT]:,} tokens"
+        run_id = str(self._connect().create_run(self._experiment(TUNE), run_name=name).info.run_id)
+        tags = tags | {tracking.TAG_TASK: TUNE, tracking.TAG_VERSION: llmpilot.__version__}
+        tags |= {tracking.TAG_PARENT: study_run_id} if study_run_id else {}
+        self._log(run_id, params={key: str(value) for key, value in params.items()}, tags=tags)
+        return run_id
 
     def finish_study(
         self, run_id: str | None, metrics: dict[str, float | None], tags: dict[str, str], folder: Path

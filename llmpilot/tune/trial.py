@@ -69,13 +69,18 @@ def measure(
     seed: int,
     question: Question,
     limit: Limit = lambda _: None,
+    of_the_weight: Callable[[], bool] = lambda: True,
 ) -> Outcome:
     """Have a service under `weight`; find out whether it survives, and how good it is, as far as is asked.
 
     `feasible` asks for the corner cases and the first part of the measurement, `best` for all of it, `repeat`
     for all of it without the corner cases: they have been passed. A ladder of users (for the cost) ends where
     `limit` shows that it is hopeless. Out of memory, a refusal at start and failures are outcomes. `seed`
-    decides the requests.
+    decides the requests. `of_the_weight` is asked of a service that did not come up for a reason other than
+    memory: whether that says anything of its weight.
+
+    Raises:
+        ServiceError: the service did not come up, and it would not have under another weight either.
     """
     trial = _Trial(traffic, settings, sla, cost_per_hour, seed)
     begun_s, before = time.monotonic(), services.deployments
@@ -83,6 +88,8 @@ def measure(
         with services.under(weight) as endpoint:
             outcome = trial.run(endpoint, weight, question, limit)
     except (DoesNotFitError, ServiceError) as error:
+        if isinstance(error, ServiceError) and not of_the_weight():
+            raise
         outcome = Outcome(False, error.wrong, None, (), None)
     if not outcome.feasible:
         services.discard()

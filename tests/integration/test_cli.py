@@ -93,6 +93,8 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(run: Run) -> None
         ([*CELL, "seed=99999999999999999999999999"], ["seed"]),
         ([*CELL, "load=poisson", "load.rates_per_s=[1e6]", "load.duration_s=2e6"], ["so many requests"]),
         ([*CELL, "seed=-1"], ["seed", "-1"]),
+        (["task=tune", *CELL, "seed=5000000000"], ["seed must be a whole number of 0 to", "5000000000"]),
+        ([*CELL, "load.duration_s=1e-9"], ["load.duration_s", "greater than or equal to 0.001"]),
         ([*CELL, "seed=1.5"], ["seed", "1.5"]),
         ([*CELL, "max_batch_weight=10"], ["max_batch_weight=10", "heaviest request"]),
         ([*CELL, "max_batch_weight=many"], ["max_batch_weight", "many"]),
@@ -103,6 +105,40 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(run: Run) -> None
         ([*CELL, "load=replay", "load.trace.path=gone.csv"], ["gone.csv"]),
         ([*CELL, "tracking.uri=ftp://x"], ["ftp://x"]),
         ([*CELL, "result_file=."], ["result_file"]),
+        ([*CELL, "result_file=mlflow.db"], ["result_file would overwrite tracking.uri", "mlflow.db"]),
+        ([*CELL, "result_file=./optuna.db"], ["result_file would overwrite tuner.storage"]),
+        (
+            [*CELL, "tuner.storage='sqlite:///s.db?x=1'", "result_file=s.db"],
+            ["would overwrite tuner.storage"],
+        ),
+        (["-m", *CELL, "result_file=mlflow.db"], ["result_file would overwrite tracking.uri"]),
+        ([*CELL, "load=replay", "load.trace.path=t.csv", "result_file=t.csv"], ["overwrite load.trace.path"]),
+        (
+            ["task=evaluate", "dataset=s.parquet", "predictions_file=s.parquet"],
+            ["predictions_file would overwrite dataset"],
+        ),
+        (
+            ["task=evaluate", "predictions_file=p.csv", "result_file=p.csv"],
+            ["result_file would overwrite predictions_file"],
+        ),
+        (
+            ["task=evaluate", "predictions_file=p.csv", "result_file=p.recommendations.csv"],
+            ["result_file would overwrite the recommendations beside predictions_file"],
+        ),
+        (
+            ["task=recommend", "+model=starcoder", "prices=pr.csv", "manifest=pr.csv"],
+            ["manifest would overwrite prices"],
+        ),
+        (["task=dataset", "result_file=dataset.parquet"], ["result_file would overwrite output"]),
+        (
+            ["task=workload", "trace.path=t.csv", "result_file=workload.png"],
+            ["result_file would overwrite the figure of output"],
+        ),
+        ([*CELL, "tracking=null"], ["tracking cannot be null", "default"]),
+        ([*CELL, "tuner=null"], ["tuner cannot be null", "none"]),
+        (["-m", *CELL, "engine=null,simulated"], ["engine cannot be null", "llamacpp"]),
+        (["task=evaluate", "predictor=null"], ["predictor cannot be null", "pilot"]),
+        (["task=recommend", "+model=starcoder", "pod=null"], ["pod cannot be null", "pod.cpu"]),
         (["+gpu=a100", "+model=hf"], ["config.json"]),
         (["+gpu=a100", "+model=hf", "model.config=gone.json"], ["gone.json"]),
         (["+gpu=t4", "+model=llama_3_1_70b"], ["does not fit on 1 x T4", "141.2 GB weights", "gpu.count="]),
@@ -319,3 +355,10 @@ def test_a_killed_run_can_be_uploaded_and_gone_on_with(run: Run, monkeypatch: py
     (tracked,) = runs()
     assert tracked.info.status == "FINISHED"
     assert steps_of(tracked, "ttft_ms.p50") == [1, 4, 16]
+
+
+def test_a_workload_is_described_whatever_would_be_the_output_of_a_trace(run: Run) -> None:
+    Path("t.csv").write_text("input_tokens,output_tokens\n" + "10,5\n20,7\n" * 50)
+    assert run("task=workload", "trace.path=t.csv").code == 0
+    described = run("task=workload", "workload=file", "workload.model=workload.parquet")
+    assert described.code == 0, described.err

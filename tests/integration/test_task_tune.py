@@ -116,6 +116,8 @@ def test_two_workers_share_a_study_and_one_that_is_killed_is_made_up_for(workdir
         (["tuner.lower=10"], ["tuner.lower=10", "heaviest request"]),
         (["tuner.lower=5000", "tuner.upper=4000"], ["tuner.lower=5000", "tuner.upper=4000"]),
         (["tuner.upper=many"], ["tuner.upper", "many"]),
+        (["tuner.upper=1000000000000"], ["tuner.upper=1000000000000", "could ever hold", "or less"]),
+        (["tuner.first_part=1e-9"], ["tuner.first_part", "0.01"]),
         (["tuner.objective=beauty"], ["tuner.objective", "beauty"]),
         (["tuner.colour=red"], ["tuner.colour"]),
         (["tuner.storage=nonsense"], ["tuner.storage=nonsense"]),
@@ -148,3 +150,33 @@ def test_an_unreachable_tracking_server_costs_no_trial(run: Run) -> None:
     assert len(read("r.json")["trials"]) == 2
     assert run(*short).code == 0
     assert read("r.json")["trials"][0]["run_id"] is None
+
+
+BROKEN = "#!/bin/sh\necho 'error while loading shared libraries: libcuda.so.1'\nexit 127\n"
+TOO_SMALL = "#!/bin/sh\necho 'cudaMalloc failed: out of memory'\nexit 1\n"
+
+
+@pytest.mark.parametrize("task", ["tune", "characterize"])
+def test_a_server_that_never_comes_up_says_nothing_of_the_weight(run: Run, binary: str, task: str) -> None:
+    Path("some.gguf").touch()
+    command = (
+        *("+gpu=a100", "+model=starcoder", f"task={task}", "tuner=bisection", "engine=llamacpp"),
+        *("deployment=process", f"engine.binary={binary}", "engine.model_path=some.gguf"),
+    )
+    Path(binary).write_text(BROKEN)
+    first = run(*command)
+    assert first.code == 1
+    assert "ended, with exit code 127" in first.err
+    assert "libcuda.so.1" in first.err
+    assert "feasible" not in first.err + first.out
+    study, failed = sorted(runs(), key=lambda r: "mlflow.parentRunId" in r.data.tags)
+    assert (study.info.status, failed.info.status) == ("FAILED", "FAILED")
+    assert "libcuda.so.1" in failed.data.tags["llmpilot.reason"]
+    assert "llmpilot.outcome" not in failed.data.tags
+
+    Path(binary).write_text(TOO_SMALL)
+    mended = run(*command)
+    said = mended.err + mended.out
+    assert "libcuda.so.1" not in said, "the failure before is not remembered"
+    assert "nothing is feasible" in said
+    assert "ran out of memory" in said

@@ -1,11 +1,15 @@
 """Schemas refuse what is impossible, naming key, value and cure; every option of every group is valid."""
 
+from typing import Annotated
+
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from pydantic import Field
 
 from llmpilot import catalog
-from llmpilot.config import Load, Sla, Tracking, build, parse
+from llmpilot.config import MOST_SEED, Facts, Load, Sla, Tracking, VariableName, build, parse, parse_seed
 from llmpilot.errors import ConfigError
 from llmpilot.workload import load_workload
 
@@ -76,3 +80,31 @@ def test_behaviour_is_checked_like_facts() -> None:
         build(OmegaConf.create({"_target_": "llmpilot.nowhere.Engine"}), "engine")
     with pytest.raises(ConfigError, match="names no _target_"):
         build(OmegaConf.create({"a": 1}), "engine")
+
+
+class Named(Facts):
+    """A pattern, and the name of a variable."""
+
+    namespace: Annotated[str, Field(pattern="^[a-z]+$")] = "a"
+    api_key_env: VariableName = ""
+
+
+def test_what_does_not_match_a_pattern_is_shown_unless_it_may_be_a_key() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(Named, {"namespace": "A b"}, "pod")
+    for word in ("pod.namespace is not possible", "given: A b", "^[a-z]+$"):
+        assert word in str(caught.value)
+    with pytest.raises(ConfigError, match="no name of a variable") as caught:
+        parse(Named, {"api_key_env": "sk-12345"}, "deployment")
+    assert "sk-12345" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", ["abc", None, -1, 1e20, 1.5, True, MOST_SEED + 1])
+def test_an_impossible_seed_is_refused(seed: object) -> None:
+    with pytest.raises(ConfigError, match="seed must be a whole number of 0 to 4294"):
+        parse_seed(seed)
+
+
+def test_seeds_and_those_that_follow_are_taken_by_numpy() -> None:
+    for seed in (0, MOST_SEED):
+        np.random.RandomState(parse_seed(seed) + 100_000)

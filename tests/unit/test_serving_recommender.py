@@ -171,6 +171,16 @@ def test_many_threads_get_the_same_answers_as_one(bundle: Bundle) -> None:
     assert together == [alone[n % 4] for n in range(40)]
 
 
+def test_a_question_that_failed_is_asked_anew(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    recommender = Recommender(bundle)
+    with monkeypatch.context() as broken:
+        broken.setattr(Bundle, "measured", lambda *_: 1 / 0)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                ask(recommender, QUESTION)
+    assert ask(recommender, QUESTION) == ask(Recommender(bundle), QUESTION)
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [

@@ -19,6 +19,7 @@ from llmpilot.tune.plan import (
     answer,
     any_untested,
     boundary,
+    is_of_the_weight,
     limit_of,
     next_step,
     noise_of,
@@ -172,3 +173,13 @@ def test_it_ends_when_every_weight_is_measured() -> None:
     assert any_untested(seen[:2], bounds, 300)
     stop = next_step(seen, Tuner(repeats=1), bounds, 0)  # type: ignore[assignment]
     assert "every weight that is served differently is measured" in stop.because
+
+
+def test_a_failure_to_start_tells_of_a_weight_only_above_one_that_held() -> None:
+    assert not is_of_the_weight([], 100), "it may be the same for all"
+    assert not is_of_the_weight([trial(0, 100, None)], 400), "nothing has held"
+    held = [trial(0, 100, 1.0), trial(1, 300, 1.0)]
+    assert is_of_the_weight(held, 400)
+    assert not is_of_the_weight(held, 300), "it held under this very one"
+    assert not is_of_the_weight(held, 200), "it held under a larger one"
+    assert not is_of_the_weight(held[:1], 100)

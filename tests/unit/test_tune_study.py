@@ -1,9 +1,12 @@
 """The study's database, the corner cases and the outcome of a trial."""
 
+import socket
 import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -11,11 +14,14 @@ from optuna.trial import TrialState
 
 from llmpilot import catalog
 from llmpilot.config import Gpu, Load, Sla, Tracking
+from llmpilot.deploy.external import ServiceError
 from llmpilot.engine.simulated import SimulatedEngine
 from llmpilot.errors import ConfigError, DoesNotFitError, PilotError
 from llmpilot.loadtest import open_traffic
+from llmpilot.secrets import redact
 from llmpilot.simulator import VirtualService
 from llmpilot.sizing import plan_memory
+from llmpilot.tasks.tune import of_the_weight
 from llmpilot.tune import Bounds, Outcome, Services, Tuner, TuningStudy, measure, storage_url
 from llmpilot.tune.corners import corner_cases
 from llmpilot.tune.plan import BEST, FEASIBLE, REPEAT, Seen, Step, boundary, next_step
@@ -124,6 +130,7 @@ def test_an_unusable_database_is_an_error_without_secrets(bad: str, words: str) 
         opened(bad)
     assert raised.value.exit_code == 2
     assert "hunter2" not in str(raised.value)
+    assert redact(str(raised.value)) == str(raised.value), "the cure can be read when it is printed"
 
 
 def test_mlflows_database_is_refused_with_a_cure(empty_database: Path, tmp_path: Path) -> None:
@@ -196,6 +203,53 @@ def test_the_true_boundary_is_found_within_2_percent_in_12_deployments(name: str
 def test_a_refusal_at_start_is_an_outcome() -> None:
     refused = outcome(5000, starter(refuses_above=4000))
     assert (refused.feasible, refused.reason, refused.value) == (False, "no room", None)
+
+
+def test_what_fails_under_every_weight_is_no_outcome() -> None:
+    @contextmanager
+    def start(weight: int):  # type: ignore[no-untyped-def]
+        raise ServiceError("no library") if weight > 4000 else DoesNotFitError("no room")
+        yield
+
+    for tells in (True, False):
+        more = ONCE | {"question": FEASIBLE, "of_the_weight": lambda tells=tells: tells}
+        services, settings = Services(start), Tuner(users=8)
+        if tells:
+            refused = measure(services, TRAFFIC, settings, 5000, **more)  # type: ignore[arg-type]
+            assert (refused.feasible, refused.reason) == (False, "no library")
+        else:
+            with pytest.raises(ServiceError, match="no library"):
+                measure(services, TRAFFIC, settings, 5000, **more)  # type: ignore[arg-type]
+        full = measure(services, TRAFFIC, settings, 4000, **more)  # type: ignore[arg-type]
+        assert (full.feasible, full.reason) == (False, "no room")
+
+
+def begin(study: TuningStudy, weight: int) -> Any:
+    begun = study.ask(Step(FEASIBLE, weight, 0), BOUNDS, 0)
+    assert begun is not None
+    return begun[0]
+
+
+def test_a_larger_weights_failure_waits_for_who_tests_the_lowest(url: str) -> None:
+    lowest, largest = begin(opened(url), BOUNDS.lower), begin(opened(url), BOUNDS.upper)
+    assert not of_the_weight(opened(url), BOUNDS, lowest.number, BOUNDS.lower), "there is nobody to wait for"
+    with ThreadPoolExecutor() as pool:
+        lowest.set_user_attr("worker", "another-machine/1")
+        asked = pool.submit(of_the_weight, opened(url), BOUNDS, largest.number, BOUNDS.upper)
+        with pytest.raises(TimeoutError):
+            asked.result(timeout=1)
+        opened(url).tell(lowest, HELD, None)
+        assert asked.result(timeout=30)
+    opened(url).tell(largest, FAILED, None)
+    assert [row["feasible"] for row in opened(url).rows()] == [True, False]
+
+
+def test_a_larger_weights_failure_waits_for_no_dead_worker(url: str) -> None:
+    lowest, largest = begin(opened(url), BOUNDS.lower), begin(opened(url), BOUNDS.upper)
+    lowest.set_user_attr("worker", f"{socket.gethostname()}/999999999")
+    assert not of_the_weight(opened(url), BOUNDS, largest.number, BOUNDS.upper)
+    opened(url).abandon(largest, "ours")
+    assert opened(url).seen() == []
 
 
 def test_the_cost_is_that_at_the_last_level_within_the_sla() -> None:
