@@ -42,7 +42,7 @@ READ = (
     *("dataset", "prices", "raw", "data", "trace.path", "load.trace.path", "workload.model", "model.config"),
     *("engine.calibration", "engine.binary", "engine.model_path"),
 )
-WRITTEN = ("output", "refresh", "samples_file", "predictions_file", "manifest", "send_log", "result_file")
+WRITTEN = ("output", "refresh", "samples_file", "predictions_file", "manifest", "send_log")
 """Keys of files, of whatever task has them. An option's name among them (published, auto) does no harm."""
 
 
@@ -163,10 +163,11 @@ def _require(cfg: DictConfig) -> None:
         if key not in known:
             cure = f"{did_you_mean(key, known)}there are {', '.join(sorted(known))}"
             raise ConfigError(f"{key} is not a key of the configuration", cure=cure)
-    for name, default in OmegaConf.load(catalog.conf_dir() / "task" / f"{cfg.task.name}.yaml").items():
-        if OmegaConf.is_dict(default) and cfg.get(name) is None:
-            keys = ", ".join(f"{name}.{part}" for part in default)
-            raise ConfigError(f"{name} cannot be null", given=f"{name}=null", cure=f"its keys are {keys}")
+    defaults = plain(OmegaConf.load(catalog.conf_dir() / "task" / f"{cfg.task.name}.yaml"))
+    for part, default in defaults.items():
+        if isinstance(default, dict) and cfg.get(part) is None:
+            keys = ", ".join(f"{part}.{key}" for key in default)
+            raise ConfigError(f"{part} cannot be null", given=f"{part}=null", cure=f"its keys are {keys}")
     missing = [group for group in cfg.task.requires if group not in cfg]
     if not missing:
         return
@@ -184,22 +185,24 @@ def _refuse_clashes(config: dict[str, Any]) -> None:
     """Refuse a file to be written that is also read or written as another, or one of the databases."""
     kept, written = _paths(config, READ), _paths(config, WRITTEN)
     if "predictions_file" in written:
-        predictions = Path(written["predictions_file"])
-        beside = predictions.with_suffix(f".recommendations{predictions.suffix}")
-        written["the recommendations beside predictions_file"] = beside
+        path = Path(written["predictions_file"])
+        beside = path.parent / f"{path.stem}.recommendations{path.suffix}"
+        written["the recommendations beside predictions_file"] = str(beside)
     if _value(config, "task.name") == "workload" and "output" in written:
         if "trace.path" in kept:
-            written["the figure of output"] = Path(written["output"]).with_suffix(".png")
+            path = Path(written["output"])
+            written["the figure of output"] = str(path.parent / f"{path.stem}.png")
         else:
             del written["output"]  # a workload is only described
+    written |= _paths(config, ("result_file",))  # last: it is the one to be named anew
     if (runs := _sqlite_file(config, "tracking.uri")) is not None:
-        kept |= {"tracking.uri": runs, "tuner.storage": runs.with_name(DEFAULT_FILE)}
+        kept |= {"tracking.uri": str(runs), "tuner.storage": str(runs.with_name(DEFAULT_FILE))}
     if (studies := _sqlite_file(config, "tuner.storage")) is not None:
-        kept["tuner.storage"] = studies
+        kept["tuner.storage"] = str(studies)
     require_apart(kept, written)
 
 
-def _paths(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, str | Path]:
+def _paths(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, str]:
     """Return key -> value of those keys that are there and are text."""
     found = {key: _value(config, key) for key in keys}
     return {key: value for key, value in found.items() if isinstance(value, str) and value}

@@ -73,8 +73,9 @@ def require_apart(kept: Mapping[str, str | Path], written: Mapping[str, str | Pa
         taken[place] = key
 
 
-def _resolved(path: str | Path) -> Path:
-    return Path(path).expanduser().resolve()
+def _resolved(path: str | Path) -> str:
+    # These functions of os.path take any text; those of pathlib raise of unknown users and loops of links.
+    return os.path.realpath(os.path.expanduser(path))  # noqa: PTH111
 
 
 def write_result(path: str | Path, result: Any) -> None:
