@@ -43,9 +43,9 @@ def widen_unseen(prediction: Prediction, evidence: Evidence, measured_on: Sequen
         shocks = _shocks(tuple(gpu.name for gpu in profiles), len(logs))[number]
         added = np.zeros_like(shocks)
         for key, which in unlike.items():
-            there = logs if len(which) == len(profiles) else np.take(logs, which, axis=1)
-            there = there + added[:, which, None] if added.any() else there
-            added[:, which] += _missing_spread(there, left_out()[key][error]) * shocks[:, which]
+            at = slice(None) if len(which) == len(profiles) else which
+            there = logs[:, at] + added[:, at, None] if added.any() else logs[:, at]
+            added[:, at] += _missing_spread(there, left_out()[key][error]) * shocks[:, at]
         widened.append(logs + added[..., None])
     return replace(prediction, draws=Draws.of_logs(*widened))
 

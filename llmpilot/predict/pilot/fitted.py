@@ -20,11 +20,14 @@ from llmpilot.predict.pilot.physics import Physics
 from llmpilot.predict.pilot.residuals import Cluster, Residuals
 from llmpilot.predict.pilot.simulated import SimulatorPhysics
 from llmpilot.predict.pilot.straying import PerMetric, Strayed, replaced, strayed, strayed_unseen
+from llmpilot.predict.pilot.trees import predict_all, read_forest
 from llmpilot.predict.prediction import FAILURES_ALLOWED, Draws, Floats, Prediction
 from llmpilot.predict.predictor import Fitted
 
 FACTS_FILE, OUT_OF_FOLD_FILE, FAILURES_FILE = "pilot.json", "out_of_fold.csv", "failures.ubj"
 FORMAT = 2
+SORT_BY = 0
+"""The feature by which rows are alike: their users."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,12 @@ class FittedPilot(Fitted):
             # Between the loads measured on a profile seen, what was measured there narrows the draws as well.
             there = [at for at, gpu in enumerate(profiles) if profile_of(gpu) in self.seen_on]
             drawn = replaced(drawn, self._strayed(learned, learned, shape[0], users, share), there)
+        means, failures = self._forests_say(features, shape)
         answers, samples = [], []
         for metric in (NTTFT, ITL):
             medians, sample = [], np.empty((self.draws, *shape))
-            for number, (view, seen, (residuals, pull)) in enumerate(
-                zip(self.views, features, drawn[metric], strict=True)
-            ):
-                mean = view.mean(metric, seen).reshape(shape)
+            for number, (residuals, pull) in enumerate(drawn[metric]):
+                mean = means[number][metric]
                 medians.append(mean + pull)
                 part = sample[number * share : (number + 1) * share]
                 np.add(mean, residuals[: len(part)], out=part)
@@ -102,7 +104,7 @@ class FittedPilot(Fitted):
             users=tuple(users),
             nttft_ms=answers[NTTFT],
             itl_ms=answers[ITL],
-            failing=self._failing(features, shape, shown, users),
+            failing=_failing(failures, shown, users),
             draws=Draws.of_logs(samples[NTTFT], samples[ITL]),
         )
 
@@ -120,22 +122,18 @@ class FittedPilot(Fitted):
         missed = self._missed(shown, learned)
         return strayed(self.residuals, missed, profiles=profiles, users=users, draws=draws, seed=self.seed)
 
-    def _failing(
-        self, features: list[Floats], shape: tuple[int, int], shown: Measured | None, users: Sequence[int]
-    ) -> Floats | None:
-        """Return how probable it is that more than 1% of the requests fail, [profile, users]."""
-        if self.failures is None:
-            return None
-        most = int(np.argmax([len(view.physics) for view in self.views]))
-        said = np.asarray(self.failures.inplace_predict(features[most]), dtype=float).reshape(shape)
-        # More load never mends a service.
-        failing = np.maximum.accumulate(np.clip(said, 0.0, 1.0), axis=1)
-        if shown is None or not np.isfinite(shown.failure_rate).any():
-            return failing
-        if np.nanmin(shown.failure_rate) > FAILURES_ALLOWED:
-            return np.ones(shape)  # what it loses at its best has another cause than the GPUs
-        lost = shown.on_grid(shown.failure_rate, shape[0], users)
-        return np.where(np.isfinite(lost), lost > FAILURES_ALLOWED, failing)
+    def _forests_say(
+        self, features: list[Floats], shape: tuple[int, int]
+    ) -> tuple[list[list[Floats]], Floats | None]:
+        """Return the log means, view by view and metric by metric, and how probable failures are; [shape]."""
+        questions = [
+            (forest, seen) for view, seen in zip(self.views, features, strict=True) for forest in view.forests
+        ]
+        if self.failures is not None:
+            questions.append((self.failures, features[int(np.argmax([len(v.physics) for v in self.views]))]))
+        said = [one.reshape(shape) for one in predict_all(questions, sort_by=SORT_BY)]
+        means = [[said.pop(0) for _ in view.forests] for view in self.views]
+        return means, said[0] if said else None
 
     @property
     def residuals(self) -> PerMetric[Residuals]:
@@ -212,6 +210,20 @@ class FittedPilot(Fitted):
         write_text(folder / FACTS_FILE, to_json(facts))
 
 
+def _failing(said: Floats | None, shown: Measured | None, users: Sequence[int]) -> Floats | None:
+    """Return how probable it is that more than 1% of the requests fail, given what was measured."""
+    if said is None:
+        return None
+    # More load never mends a service.
+    failing = np.maximum.accumulate(np.clip(said, 0.0, 1.0), axis=1)
+    if shown is None or not np.isfinite(shown.failure_rate).any():
+        return failing
+    if np.nanmin(shown.failure_rate) > FAILURES_ALLOWED:
+        return np.ones(said.shape)  # what it loses at its best has another cause than the GPUs
+    lost = shown.on_grid(shown.failure_rate, len(said), users)
+    return np.where(np.isfinite(lost), lost > FAILURES_ALLOWED, failing)
+
+
 def load_pilot(folder: Path) -> FittedPilot:
     """Return what `FittedPilot.save` wrote.
 
@@ -227,9 +239,7 @@ def load_pilot(folder: Path) -> FittedPilot:
         views = tuple(
             FittedView(
                 physics=tuple(view["physics"]),
-                forests=tuple(
-                    xgboost.Booster(model_file=folder / f"{number}_{name}.ubj") for name in METRICS
-                ),
+                forests=tuple(read_forest(folder / f"{number}_{name}.ubj") for name in METRICS),
                 residuals=tuple(Residuals(tuple(r["variances"]), r["freedom"]) for r in view["residuals"]),
                 trust=tuple(view["trust"]),
             )
@@ -240,7 +250,7 @@ def load_pilot(folder: Path) -> FittedPilot:
             closed_form=Physics(known, closed_form["factors"], tuple(closed_form["hosts"])),
             simulator=SimulatorPhysics(facts["simulator"]),
             views=views,
-            failures=xgboost.Booster(model_file=folder / FAILURES_FILE) if facts["failures"] else None,
+            failures=read_forest(folder / FAILURES_FILE) if facts["failures"] else None,
             seen_on=tuple((gpu, count) for gpu, count in facts["seen_on"]),
             draws=facts["draws"],
             seed=facts["seed"],
