@@ -1,7 +1,9 @@
 """Ctrl-C and SIGTERM: raised as KeyboardInterrupt, and remembered where a library swallows that."""
 
 import signal
-from threading import Event
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, current_thread, main_thread
 from types import FrameType
 
 _requested = Event()
@@ -23,6 +25,30 @@ def check() -> None:
 def acknowledge() -> None:
     """The interruption has been heard: what tidies up after it must not be interrupted by it again."""
     _requested.clear()
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Let an interruption wait until what is done here is done: starting processes, which must not be lost.
+
+    Such processes inherit that SIGINT is held back: a terminal's Ctrl-C reaches this process alone.
+    """
+    if current_thread() is not main_thread():
+        yield
+        return
+    heard: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    # Held back from this thread, a signal may still reach another one, and its handler would run in this.
+    before = [signal.signal(number, lambda number, _frame: heard.append(number)) for number in numbers]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+        if heard:
+            signal.raise_signal(heard[0])
 
 
 def _handle(_signal: int, _frame: FrameType | None) -> None:

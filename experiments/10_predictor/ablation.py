@@ -18,10 +18,11 @@ from llmpilot import catalog
 from llmpilot.config import Gpu, Model, build
 from llmpilot.dataset import Dataset, published
 from llmpilot.predict.decision import Need
-from llmpilot.predict.evaluation import evaluate, workers
+from llmpilot.predict.evaluation import evaluate
 from llmpilot.predict.pilot.pilot import Pilot
 from llmpilot.predict.prediction import Prediction
 from llmpilot.predict.predictor import Fitted, Predictor
+from llmpilot.predict.processes import workers
 from llmpilot.predict.report import summary
 from llmpilot.predict.scores import grid_of
 

@@ -4,34 +4,20 @@ Nothing that is fitted or chosen for an LLM sees its rows, but those of the prof
 the predictor's own references, or the few-shot profiles that the caller names.
 """
 
-import os
-import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import active_children, get_context
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from llmpilot.dataset import Dataset
-from llmpilot.errors import ConfigError, PilotError
+from llmpilot.errors import ConfigError
 from llmpilot.predict.decision import Choice, Need
 from llmpilot.predict.prediction import Prediction
 from llmpilot.predict.predictor import Predictor
+from llmpilot.predict.processes import Map
 from llmpilot.predict.scores import Outcome, Truth, judge, truth_of
-
-Map = Callable[..., Iterator[Any]]
-
-
-class WorkerDiedError(PilotError):
-    """One of the processes that evaluate was killed."""
-
-    exit_code = 1
 
 
 @dataclass(frozen=True)
@@ -85,49 +71,6 @@ def evaluate(
         )
     fold = partial(_fold, predictor, data, tuple(needs), tuple(measured))
     yield from run(fold, [(seed, name) for seed in seeds for name in names])
-
-
-@contextmanager
-def workers(count: int) -> Iterator[Map]:
-    """Yield a `map` that runs on `count` processes, in order, one thread each."""
-    if count == 1:
-        yield map
-        return
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"  # read once, when the libraries of the new processes load
-    try:
-        with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-            try:
-                yield partial(_deaf_to_ctrl_c, pool.map)
-            except BaseException as error:
-                # What they are at is of no more use, and takes long. Futures are not cancelled: the pool's
-                # own thread would stumble over them, and the interpreter wait for it for ever.
-                for process in active_children():
-                    process.terminate()
-                if isinstance(error, BrokenProcessPool):
-                    raise WorkerDiedError(
-                        "a process of the evaluation was killed, for want of memory perhaps",
-                        given=f"evaluate.workers={count}",
-                        cure="evaluate.workers=1",
-                    ) from None
-                raise
-    finally:
-        if before is None:
-            os.environ.pop("OMP_NUM_THREADS", None)
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
-
-
-def _deaf_to_ctrl_c(run: Map, *arguments: Any) -> Iterator[Any]:
-    """Call what starts processes, so that a terminal's Ctrl-C reaches this process alone, which ends them.
-
-    A process inherits which signals are held back. One of ours waits until they are let through again.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return run(*arguments)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def profile_key(gpu: str, count: int) -> str:

@@ -64,11 +64,6 @@ class Recommender:
 
     def __init__(self, bundle: Bundle, kept_models: int = KEPT_MODELS) -> None:
         self.bundle = bundle
-        # Requests run side by side: more threads for each would only be in each other's way.
-        forests = [forest for view in bundle.fitted.views for forest in view.forests]
-        for forest in (*forests, bundle.fitted.failures):
-            if forest is not None:
-                forest.set_param({"nthread": 1})
         models = [*bundle.data.models.values(), *catalog.models().values()]
         self.known = Known(names_of(models), bundle.profiles, bundle.users[-1])
         self._kept: OrderedDict[Model, Future[_Predicted]] = OrderedDict()

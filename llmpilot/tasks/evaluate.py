@@ -14,8 +14,9 @@ from llmpilot.dataset import Dataset
 from llmpilot.errors import ConfigError
 from llmpilot.files import replacing, require_writable
 from llmpilot.predict.decision import Need
-from llmpilot.predict.evaluation import Fold, evaluate, on_profiles, profile_key, workers
+from llmpilot.predict.evaluation import Fold, evaluate, on_profiles, profile_key
 from llmpilot.predict.predictor import Predictor
+from llmpilot.predict.processes import workers
 from llmpilot.predict.report import predictions_table, recommendations_table, summary
 from llmpilot.predict.scores import grid_of
 from llmpilot.recommendation.sources import data_of

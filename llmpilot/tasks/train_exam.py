@@ -10,8 +10,9 @@ from llmpilot.console import err
 from llmpilot.dataset import Dataset
 from llmpilot.files import to_json, write_text
 from llmpilot.predict.decision import Need
-from llmpilot.predict.evaluation import Fold, evaluate, workers
+from llmpilot.predict.evaluation import Fold, evaluate
 from llmpilot.predict.predictor import Predictor
+from llmpilot.predict.processes import workers
 from llmpilot.predict.report import predictions_table, recommendations_table, summary
 from llmpilot.serving.contest import terms_of
 from llmpilot.serving.figures import plot_by_model, plot_predictions

@@ -139,7 +139,7 @@ def test_a_killed_worker_is_one_message(workdir: Path, three_llms: Path) -> None
     os.kill(workers[0], signal.SIGKILL)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
-    assert "a process of the evaluation was killed" in err
+    assert "one of the processes that share the work was killed" in err
     assert "evaluate.workers=1" in err
     assert "Traceback" not in err
 

@@ -1,0 +1,134 @@
+"""Work shared among processes, which end with this one whatever happens: Ctrl-C, an error, a killed worker.
+
+The library's pool will not do: work that waits in its queue when its processes are ended keeps the
+interpreter from ending (its feeder thread goes on writing to a pipe that nobody reads).
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from llmpilot import interrupts
+from llmpilot.errors import PilotError
+
+Map = Callable[..., Iterator[Any]]
+
+
+class WorkerDiedError(PilotError):
+    """One of the processes was killed."""
+
+    exit_code = 1
+
+
+@contextmanager
+def workers(count: int) -> Iterator[Map]:
+    """Yield a `map` that runs on `count` processes, in order, one thread each; 1: in this one.
+
+    Functions and values are pickled, the function once a process.
+
+    Raises:
+        WorkerDiedError: one of the processes was killed.
+    """
+    if count == 1:
+        yield map
+        return
+    started: list[tuple[BaseProcess, Connection]] = []
+
+    def run(function: Callable[..., Any], *values: Any) -> Iterator[Any]:
+        fresh = _start(function, count, started)
+        yield from _in_order(fresh, list(zip(*values, strict=True)))
+        _end(fresh)
+
+    try:
+        yield run
+    finally:
+        _end(started)  # what they are at is of no more use, and takes long
+
+
+def _start(
+    function: Callable[..., Any], count: int, started: list[tuple[BaseProcess, Connection]]
+) -> list[tuple[BaseProcess, Connection]]:
+    """Start processes, and note each in `started`."""
+    context = get_context("spawn")
+    fresh: list[tuple[BaseProcess, Connection]] = []
+    # Read once, when the libraries of the new processes load.
+    with interrupts.held(), _environment("OMP_NUM_THREADS", "1"):
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(function, theirs), daemon=True)
+            process.start()
+            theirs.close()  # or a process that has died would leave its end open
+            fresh.append((process, ours))
+            started.append((process, ours))
+    return fresh
+
+
+def _work(function: Callable[..., Any], tasks: Connection) -> None:
+    """Answer until the other end is closed."""
+    while True:
+        try:
+            values = tasks.recv()
+        except EOFError:
+            return
+        try:
+            answer = (True, function(*values))
+        except Exception as error:
+            answer = (False, error)
+        try:
+            tasks.send(answer)
+        except BrokenPipeError:
+            return
+
+
+def _in_order(processes: list[tuple[BaseProcess, Connection]], tasks: list[Any]) -> Iterator[Any]:
+    """Yield what becomes of the tasks, in their order; a process gets its next one when it has answered."""
+    answers: dict[int, Any] = {}
+    at_work: dict[Connection, int] = {}
+    idle = [connection for _, connection in processes]
+    following = 0
+    for wanted in range(len(tasks)):
+        while wanted not in answers:
+            try:
+                while idle and following < len(tasks):
+                    idle[-1].send(tasks[following])
+                    at_work[idle.pop()] = following
+                    following += 1
+                for connection in wait(list(at_work)):
+                    assert isinstance(connection, Connection)
+                    succeeded, answer = connection.recv()
+                    if not succeeded:
+                        raise answer
+                    answers[at_work.pop(connection)] = answer
+                    idle.append(connection)
+            except (EOFError, ConnectionError):
+                raise WorkerDiedError(
+                    "one of the processes that share the work was killed, for want of memory perhaps",
+                    given=f"{len(processes)} processes",
+                    cure="use one: evaluate.workers=1",
+                ) from None
+        yield answers.pop(wanted)
+
+
+def _end(processes: list[tuple[BaseProcess, Connection]]) -> None:
+    for process, connection in processes:
+        process.terminate()
+        connection.close()
+    for process, _ in processes:
+        process.join()
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
