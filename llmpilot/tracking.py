@@ -124,8 +124,12 @@ class Tracker:
             client = self._connect()
             adopted = os.environ.pop("MLFLOW_RUN_ID", None)
             run_id = adopted or client.create_run(self._experiment(task), run_name=name).info.run_id
-            for key, value in {TAG_TASK: task, TAG_RUN_NAME: name, **tags}.items():
-                client.set_tag(run_id, key, value)
+            try:
+                for key, value in {TAG_TASK: task, TAG_RUN_NAME: name, **tags}.items():
+                    client.set_tag(run_id, key, value)
+            except KeyboardInterrupt:
+                client.set_terminated(run_id, "KILLED")  # nobody else knows of it yet
+                raise
             return str(run_id)
 
         return self._attempt(start)

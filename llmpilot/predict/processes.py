@@ -7,7 +7,7 @@ interpreter from ending (its feeder thread goes on writing to a pipe that nobody
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -55,7 +55,9 @@ def _start(
     """Start processes, and note each in `started`."""
     context = get_context("spawn")
     fresh: list[tuple[BaseProcess, Connection]] = []
-    # Read once, when the libraries of the new processes load.
+    # It would be started with the first process, and let signals through again that are held back here.
+    resource_tracker.ensure_running()
+    # OMP_NUM_THREADS is read once, when the libraries of the new processes load.
     with interrupts.held(), _environment("OMP_NUM_THREADS", "1"):
         for _ in range(count):
             ours, theirs = context.Pipe()
