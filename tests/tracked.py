@@ -44,18 +44,23 @@ def stopping_at(stop: float, error: type[BaseException]) -> Callable[[Any, Any, 
     return run_level
 
 
+def started(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    """Start a command line in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "llmpilot", *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def interrupted_after(words: str, *arguments: str) -> tuple[str, str]:
     """Run a command line until its standard error has a line with these words, and press Ctrl-C.
 
     Returns what it said before and after, once it has ended as it should.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "llmpilot", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = started(*arguments, stdout=subprocess.DEVNULL)
     assert process.stderr is not None
     before = ""
     for line in process.stderr:
@@ -74,13 +79,7 @@ def interrupted_when(ready: Callable[[int], object], *arguments: str) -> tuple[s
 
     Returns what it printed to standard output and error, once it and all processes it started have ended.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "llmpilot", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = started(*arguments)
     while not ready(process.pid):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)

@@ -1,6 +1,7 @@
 """What a recommendation rests on: the data set, the user's own runs, the description of the model."""
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,8 +73,9 @@ def model_of(model: str | Path | Mapping[str, Any] | Model) -> Model:
         return model
     if isinstance(model, Mapping):
         with tempfile.TemporaryDirectory(prefix="llmpilot-") as folder:
-            hub = str(model.get("_name_or_path") or "model").rstrip("/").rpartition("/")[2]
-            file = Path(folder) / f"{hub}.json"
+            hub = str(model.get("_name_or_path") or "").rstrip("/").rpartition("/")[2]
+            # Whoever asks names the file: only by what every file system takes.
+            file = Path(folder) / f"{re.sub(r'[^A-Za-z0-9._-]', '-', hub)[:100] or 'model'}.json"
             file.write_text(json.dumps(dict(model)), encoding="utf-8")
             return model_from_hf_config(file)
     known = catalog.options("model")

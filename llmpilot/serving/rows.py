@@ -148,6 +148,10 @@ class Known:
             if text is None:
                 return None
             names = text.split(",")
+        if not names:
+            raise ConfigError(
+                "column gpus names no GPU type", given=value, cure="leave it out for all, or name some"
+            )
         return frozenset(self._type(name.strip(), "gpus") for name in names)
 
     def _type(self, name: str, column: str) -> str:
@@ -201,7 +205,7 @@ def number_in(
         return default
     try:
         number = float(value) if not isinstance(value, bool) else float("nan")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not (least <= number <= most) or (whole and number != int(number)):
         raise ConfigError(f"column {column} is not possible", given=value, cure=cure)
@@ -236,7 +240,7 @@ def _of_facts(facts: dict[str, Any], column: str, name: str | None) -> Model:
 def _json_object(text: str) -> dict[str, Any]:
     try:
         facts = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"column model_facts is no JSON: {error}", given=text[:80], cure='{"parameters_b": 7.6, ...}'
         ) from None

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from math import ceil
 from pathlib import Path
@@ -14,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Ran, Run
-from tracked import interrupted_when, processes_of, two_workers
+from tracked import interrupted_when, processes_of, started, two_workers
 
 from llmpilot.dataset import Dataset, published, save
 
@@ -126,12 +124,7 @@ def test_ctrl_c_in_the_middle_of_folds_ends_the_workers(workdir: Path, three_llm
 
 def test_a_killed_worker_is_one_message(workdir: Path, three_llms: Path) -> None:
     endless = ("evaluate.seeds=500", "evaluate.workers=2")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "llmpilot", "task=evaluate", f"dataset={three_llms}", *LIGHT, *endless],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = started("task=evaluate", f"dataset={three_llms}", *LIGHT, *endless)
     while not two_workers(process.pid):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)

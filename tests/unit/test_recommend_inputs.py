@@ -169,6 +169,13 @@ def test_a_model_comes_by_name_file_content_or_facts(tmp_path: Path) -> None:
     assert (expected.name, expected.hf_id, expected.n_kv_heads) == ("small-llama", "acme/small-llama", 4)
     assert model_of(str(file.parent)) == expected
     assert model_of(CONFIG) == expected
+    names = ("x" * 300, "a\0b", "../../etc/passwd", "")
+    assert [model_of(CONFIG | {"_name_or_path": name}).name for name in names] == [
+        "x" * 100,
+        "a-b",
+        "passwd",
+        "model",
+    ]
     assert model_of(expected) is expected
     assert model_of("starcoder") == MODELS["starcoder"]
     with pytest.raises(ConfigError, match="did you mean 'llama_3_1_8b'"):
