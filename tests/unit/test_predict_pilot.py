@@ -296,6 +296,8 @@ def test_failures_are_predicted_and_what_was_counted_is_believed(data: Dataset) 
     model = mt0.models["mt0_xxl"]
     assert (fitted.predict(model, elsewhere, USERS).failing != 1).any()
     assert (fitted.predict(model, elsewhere, USERS, mt0.table).failing == 1).all()
+    loaded = mt0.table[mt0.table["users"] == 128]  # which may fail of the load: it says nothing of others
+    assert (fitted.predict(model, elsewhere, USERS, loaded).failing != 1).any()
 
 
 def test_without_counted_failures_nothing_is_said_of_them(few: Dataset, tmp_path: Path) -> None:

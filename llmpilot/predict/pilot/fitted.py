@@ -218,8 +218,8 @@ def _failing(said: Floats | None, shown: Measured | None, users: Sequence[int]) 
     failing = np.maximum.accumulate(np.clip(said, 0.0, 1.0), axis=1)
     if shown is None or not np.isfinite(shown.failure_rate).any():
         return failing
-    if np.nanmin(shown.failure_rate) > FAILURES_ALLOWED:
-        return np.ones(said.shape)  # what it loses at its best has another cause than the GPUs
+    if shown.rows.users.min() <= 1 and np.nanmin(shown.failure_rate) > FAILURES_ALLOWED:
+        return np.ones(said.shape)  # what it loses even with one user has another cause than the GPUs
     lost = shown.on_grid(shown.failure_rate, len(said), users)
     return np.where(np.isfinite(lost), lost > FAILURES_ALLOWED, failing)
 

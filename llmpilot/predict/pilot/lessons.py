@@ -140,9 +140,14 @@ def _logs(data: Dataset) -> Floats:
 
 
 def _failing(data: Dataset) -> Floats:
-    """Return whether more than 1% fail beyond what the LLM loses at its best: no GPU would mend that."""
-    rates = data.table["failure_rate"].astype(float)
-    lost = (rates - rates.groupby(data.table["model"]).transform("min")).to_numpy()
+    """Return whether more than 1% fail beyond what the LLM loses at its best: no GPU would mend that.
+
+    An LLM that was never measured with one user has not been seen at its best.
+    """
+    rates, names = data.table["failure_rate"].astype(float), data.table["model"]
+    at_best = rates.groupby(names).transform("min")
+    seen_alone = data.table["users"].groupby(names).transform("min") <= 1
+    lost = (rates - at_best.where(seen_alone, 0.0)).to_numpy()
     return np.where(np.isnan(lost), np.nan, lost > FAILURES_ALLOWED)
 
 
