@@ -19,7 +19,7 @@ class _Console(Console):
 
 
 def _console(*, stderr: bool) -> Console:
-    console = _Console(stderr=stderr, highlight=False)
+    console = _Console(stderr=stderr, highlight=False, markup=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = WIDTH_WITHOUT_TERMINAL
     return console
@@ -31,9 +31,9 @@ err = _console(stderr=True)
 
 def say(text: str = "", style: str | None = None) -> None:
     """Print a line of the result."""
-    out.print(redact(text), style=style, markup=False, soft_wrap=True)
+    out.print(redact(text), style=style, soft_wrap=True)
 
 
 def note(text: str, style: str | None = "dim") -> None:
     """Print a remark or a problem beside the result."""
-    err.print(redact(text), style=style, markup=False, soft_wrap=True)
+    err.print(redact(text), style=style, soft_wrap=True)
