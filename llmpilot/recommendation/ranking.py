@@ -238,7 +238,7 @@ def _too_dear(option: Option, best: Option) -> str:
     more, share = cost - least, cost / least - 1
     dollars = f"{more:,.2f}" if more >= 0.005 else f"{more:.1g}"
     percent = f"+{share:.0%}" if share >= 0.005 else "less than 1%"
-    return f"too dear: ${dollars} an hour more than {best.profile.profile} ({percent})"
+    return f"too dear: +${dollars}/h ({percent})"
 
 
 def _too_slow(option: Option, need: Need) -> str:

@@ -43,7 +43,7 @@ def test_without_uncertainty_the_cheapest_that_keeps_the_limit_comes_first() -> 
     # 20 users on 3 pods are 7 on the fullest: between the levels 4 and 8 the line decides.
     assert (second.pods, second.users_per_pod, second.users_max) == (3, 7, 8)
     assert second.itl_ms == pytest.approx(12 + 3 / 4)
-    assert second.reason == "too dear: $24.63 an hour more than 1 x A10 (+201%)"
+    assert second.reason == "too dear: +$24.63/h (+201%)"
 
 
 def test_the_limit_is_crossed_between_two_levels() -> None:
@@ -114,9 +114,9 @@ def test_equally_cheap_the_surer_comes_first() -> None:
     ("price", "said"),
     [
         (2.448 * (1 + 1e-12), "no dearer than 1 x A10, and no surer either"),
-        (2.45, "too dear: $0.002 an hour more than 1 x A10 (less than 1%)"),
-        (2.458, "too dear: $0.01 an hour more than 1 x A10 (less than 1%)"),
-        (2.5, "too dear: $0.05 an hour more than 1 x A10 (+2%)"),
+        (2.45, "too dear: +$0.002/h (less than 1%)"),
+        (2.458, "too dear: +$0.01/h (less than 1%)"),
+        (2.5, "too dear: +$0.05/h (+2%)"),
     ],
 )
 def test_prices_that_hardly_differ_are_told_apart_or_called_equal(price: float, said: str) -> None:
