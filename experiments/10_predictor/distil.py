@@ -45,7 +45,7 @@ def simulate(worker: int, services: int) -> pd.DataFrame:
         values = {name: getattr(said, name) * times for name, times in zip(COEFFICIENTS, off, strict=True)}
         values["max_batch_weight"] = min(max(values["max_batch_weight"], SMALLEST_CAP), LARGEST_CAP)
         service = replace(said, **values).service(model, gpu)
-        inputs = inputs_of(service).tolist()
+        inputs = inputs_of([service])[0].tolist()
         for users in USERS:
             done = simulate_closed(
                 service, workload.stream(0), users, WINDOW_MS, PATIENCE_MS, keep_load=False

@@ -77,7 +77,7 @@ def test_network_answers_like_the_simulator() -> None:
             gaps_ms = done.gap_us[np.repeat(ok, np.diff(done.gap_offsets))] / 1e3
             ttft_ms = (done.first_token_us - done.sent_us)[ok] / 1e3 - service.request_overhead_ms
             truth = np.log([np.median(ttft_ms / done.requests.input_tokens[ok]), np.median(gaps_ms)])
-            inputs = np.append(inputs_of(service), np.log2(users))[None]
+            inputs = np.append(inputs_of([service]), np.log2(users))[None]
             errors.append((_network()(inputs) + reference_of(inputs))[0] - truth)
     assert np.abs(errors).mean(axis=0) == pytest.approx([0, 0], abs=0.1)
 

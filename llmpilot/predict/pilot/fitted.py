@@ -26,8 +26,8 @@ from llmpilot.predict.predictor import Fitted
 
 FACTS_FILE, OUT_OF_FOLD_FILE, FAILURES_FILE = "pilot.json", "out_of_fold.csv", "failures.ubj"
 FORMAT = 2
-SORT_BY = 0
-"""The feature by which rows are alike: their users."""
+SORT_BY = -1
+"""The feature by which rows are alike: the last is the latency of some physics, if there is any."""
 
 
 @dataclass(frozen=True)

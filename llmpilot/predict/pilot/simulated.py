@@ -6,7 +6,7 @@ services, none of them a measured one. experiments/10_predictor teaches it, and 
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -53,19 +53,25 @@ class Network:
         return np.asarray((signal @ weights + bias) * self.output_scale + self.output_mean)
 
 
-def inputs_of(service: VirtualService) -> Floats:
-    """Return what decides a service's load tests, but for the load: logs of step times and of the cap."""
+def inputs_of(services: Sequence[VirtualService]) -> Floats:
+    """Return what decides services' load tests, but for the load, [service, input]: logs of step times and of
+    the cap, and whether it counts padding."""
+    facts = np.array([_facts_of(service) for service in services])
+    return np.column_stack([np.log(np.maximum(facts[:, :-1], LEAST_MS)), facts[:, -1]])
+
+
+def _facts_of(service: VirtualService) -> list[float]:
     times, rule = service.step_times, service.rule
     kv_ms = times.kv_ms_per_token * MEAN_CONTEXT_TOKENS
     tokens = MEAN_INPUT_TOKENS
-    steps = [
+    return [
         *(times.decode_ms(n) + n * kv_ms for n in SEQUENCES),
         *(times.prefill_ms(tokens * n, n, 2.0 * tokens**2 * n) for n in REQUESTS),
         times.join_ms + times.join_ms_per_sequence,
         times.join_ms + times.join_ms_per_sequence * 32,
         float(rule.max_batch_weight),
+        float(rule.padded),
     ]
-    return np.append(np.log(np.maximum(steps, LEAST_MS)), float(rule.padded))
 
 
 def reference_of(inputs: Floats) -> Floats:
@@ -82,7 +88,7 @@ class SimulatorPhysics:
     def predict(self, rows: Rows) -> Floats:
         """Return the logs of nTTFT [ms per token] and ITL [ms], [n, 2]."""
         services = [physics.predict(self.factors, *pair).service(*pair) for pair in rows.pairs]
-        inputs = np.array([inputs_of(service) for service in services]).reshape(len(services), -1)[rows.pair]
+        inputs = inputs_of(services)[rows.pair]
         inputs = np.column_stack([inputs, np.log2(rows.users)])
         return np.asarray(_network()(inputs) + reference_of(inputs))
 
