@@ -48,7 +48,17 @@ def _figure_1(rows: list[dict[str, Any]], title: str, users: int, best: int | No
     axes.set_xscale("log")
     axes.set_xlim(min(weights) / 1.2, max(weights) * 1.2)
     points = sorted((weight, fmean(seconds)) for weight, seconds in latencies.items())
-    axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label="feasible, mean over seeds")
+    weights_measured, means = [x for x, _ in points], [y for _, y in points]
+    below = [mean - min(latencies[weight]) for weight, mean in points]
+    above = [max(latencies[weight]) - mean for weight, mean in points]
+    axes.errorbar(
+        weights_measured,
+        means,
+        (below, above),
+        marker=".",
+        capsize=4,
+        label="feasible, mean and range over seeds",
+    )
     if failed:
         axes.axvspan(min(failed), max(weights) * 1.2, color="red", alpha=0.15, label="infeasible")
         axes.plot(failed, [0.03] * len(failed), "rx", transform=axes.get_xaxis_transform(), label="failed")
