@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from llmpilot.config import Gpu, Model
@@ -48,6 +49,19 @@ class Draws:
     def of_profiles(self, kept: list[int]) -> "Draws":
         """Return the draws of some profiles, in this order."""
         return Draws.of_logs(*(logs[:, kept] for logs in self._logs.values()))
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a predictor is asked: the latencies of one model on each profile for each user count (rising).
+
+    `measured` holds rows of a dataset's table that were measured of this very model, if any.
+    """
+
+    model: Model
+    profiles: tuple[Gpu, ...]
+    users: tuple[int, ...]
+    measured: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ import pandas as pd
 from llmpilot.config import Facts, Gpu, Model
 from llmpilot.dataset import Dataset
 from llmpilot.predict.decision import Choice, Need, choose
-from llmpilot.predict.prediction import Prediction
+from llmpilot.predict.prediction import Prediction, Query
 
 
 class Fitted(ABC):
     """A predictor that has seen a dataset."""
 
-    @abstractmethod
     def predict(
         self,
         model: Model,
@@ -26,10 +25,12 @@ class Fitted(ABC):
         users: Sequence[int],
         measured: pd.DataFrame | None = None,
     ) -> Prediction:
-        """Return the latencies of `model` on each profile for each user count (rising).
+        """Return the answer to a `Query` of these."""
+        return self.answer(Query(model, tuple(profiles), tuple(users), measured))
 
-        `measured` holds rows of a dataset's table that were measured of this very model, if any.
-        """
+    @abstractmethod
+    def answer(self, query: Query) -> Prediction:
+        """Return the latencies that were asked for."""
 
     def choose(self, prediction: Prediction, need: Need) -> Choice | None:
         """Return the GPU profile and the number of pods to take; None: nothing will do."""

@@ -5,18 +5,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import PositiveFloat, PositiveInt
 from sklearn.ensemble import RandomForestRegressor
 
-from llmpilot.config import Gpu, Ladder, Model
+from llmpilot.config import Ladder
 from llmpilot.dataset import Dataset
 from llmpilot.predict.paper import search
 from llmpilot.predict.paper.encoding import TargetEncoding, encode_training, learn
 from llmpilot.predict.paper.fingerprint import Fingerprints
 from llmpilot.predict.paper.search import Settings, Split
 from llmpilot.predict.paper.table import Cells, all_cells, as_prediction, believe_measured, cells_of
-from llmpilot.predict.prediction import Floats, Prediction
+from llmpilot.predict.prediction import Floats, Prediction, Query
 from llmpilot.predict.predictor import Fitted, Predictor
 
 Criterion = Literal["absolute_error", "squared_error", "poisson"]
@@ -95,23 +94,17 @@ class FittedForest(Fitted):
     settings: Settings
     prints: Fingerprints | None = None
 
-    def predict(
-        self,
-        model: Model,
-        profiles: Sequence[Gpu],
-        users: Sequence[int],
-        measured: pd.DataFrame | None = None,
-    ) -> Prediction:
+    def answer(self, query: Query) -> Prediction:
         """Return the latencies; PARIS knows an LLM by its rows of `measured` on the reference profiles."""
-        features = all_cells(model, profiles, users)
+        features = all_cells(query)
         if self.prints is not None:
-            features = self.prints.join(features, [self.prints.of(measured)] * len(features))
+            features = self.prints.join(features, [self.prints.of(query.measured)] * len(features))
         latencies = self.forest.predict(self.encoding.transform(features))
-        prediction = as_prediction(model, profiles, users, latencies)
+        prediction = as_prediction(query, latencies)
         return (
             prediction
             if self.prints is None
-            else believe_measured(prediction, measured, self.prints.references)
+            else believe_measured(prediction, query.measured, self.prints.references)
         )
 
 

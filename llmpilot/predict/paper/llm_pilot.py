@@ -1,21 +1,19 @@
 """The paper's own method: XGBoost on both latencies, monotone in users, rows near the limits heavier."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import xgboost as xgb
 from pydantic import PositiveFloat, PositiveInt
 
-from llmpilot.config import Gpu, Ladder, Model, Share
+from llmpilot.config import Ladder, Share
 from llmpilot.dataset import Dataset
 from llmpilot.predict.paper import search
 from llmpilot.predict.paper.encoding import USERS, TargetEncoding, encode_training, learn, names
 from llmpilot.predict.paper.search import Settings, Split
 from llmpilot.predict.paper.table import Cells, all_cells, as_prediction, cells_of, sample_weights
-from llmpilot.predict.prediction import Floats, Prediction
+from llmpilot.predict.prediction import Floats, Prediction, Query
 from llmpilot.predict.predictor import Fitted, Predictor
 
 
@@ -110,13 +108,7 @@ class FittedLlmPilot(Fitted):
     encoding: TargetEncoding
     settings: Settings
 
-    def predict(
-        self,
-        model: Model,
-        profiles: Sequence[Gpu],
-        users: Sequence[int],
-        measured: pd.DataFrame | None = None,
-    ) -> Prediction:
+    def answer(self, query: Query) -> Prediction:
         """Return the latencies; `measured` changes nothing: the method knows no use for it."""
-        x = self.encoding.transform(all_cells(model, profiles, users))
-        return as_prediction(model, profiles, users, self.booster.predict(xgb.DMatrix(x, nthread=1)))
+        x = self.encoding.transform(all_cells(query))
+        return as_prediction(query, self.booster.predict(xgb.DMatrix(x, nthread=1)))

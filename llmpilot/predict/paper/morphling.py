@@ -1,6 +1,5 @@
 """Morphling (Wang et al., SoCC 2021): a network pre-trained on other LLMs, adapted to what was measured."""
 
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 from pydantic import PositiveFloat, PositiveInt
 
-from llmpilot.config import Facts, Gpu, Model
+from llmpilot.config import Facts
 from llmpilot.dataset import Dataset
 from llmpilot.predict.evaluation import rows_of
 from llmpilot.predict.paper import networks
@@ -17,7 +16,7 @@ from llmpilot.predict.paper.encoding import OneHot, learn_one_hot
 from llmpilot.predict.paper.features import describe
 from llmpilot.predict.paper.networks import Network, torch_or_cure
 from llmpilot.predict.paper.table import TARGETS, all_cells, as_prediction, believe_measured, cells_of
-from llmpilot.predict.prediction import Prediction
+from llmpilot.predict.prediction import Prediction, Query
 from llmpilot.predict.predictor import Fitted, Predictor
 
 ADAPTATION_BATCH = 8
@@ -73,30 +72,24 @@ class FittedMorphling(Fitted):
     references: tuple[str, ...]
     seed: int
 
-    def predict(
-        self,
-        model: Model,
-        profiles: Sequence[Gpu],
-        users: Sequence[int],
-        measured: pd.DataFrame | None = None,
-    ) -> Prediction:
+    def answer(self, query: Query) -> Prediction:
         """Return the latencies, after an epoch on the rows of `measured` on those reference profiles that are
         among `profiles`; without any, as pre-trained.
         """
         layers = self.layers
-        by_name = {(profile.name, profile.count): profile for profile in profiles}
-        if measured is not None:
-            shown = rows_of(measured, self.references)
+        by_name = {(profile.name, profile.count): profile for profile in query.profiles}
+        if query.measured is not None:
+            shown = rows_of(query.measured, self.references)
             here = [key in by_name for key in zip(shown["gpu"], shown["count"], strict=True)]
             # The smaller profile first, and rising users: the last to be seen weighs the most.
             rows = shown[np.array(here, dtype=bool)].sort_values(["count", "gpu", "users"], kind="stable")
             if len(rows):
                 keys = rows[["gpu", "count", "users"]].itertuples(index=False)
-                cells = [(model, by_name[gpu, count], int(level)) for gpu, count, level in keys]
+                cells = [(query.model, by_name[gpu, count], int(level)) for gpu, count, level in keys]
                 layers = self._adapted(describe(cells), rows)
-        x = self.encoding.transform(all_cells(model, profiles, users))
+        x = self.encoding.transform(all_cells(query))
         latencies = np.column_stack([networks.answer(one, x) for one in layers])
-        return believe_measured(as_prediction(model, profiles, users, latencies), measured, self.references)
+        return believe_measured(as_prediction(query, latencies), query.measured, self.references)
 
     def _adapted(self, features: pd.DataFrame, rows: pd.DataFrame) -> tuple[Any, ...]:
         layers = deepcopy(self.layers)

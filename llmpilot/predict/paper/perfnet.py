@@ -1,20 +1,17 @@
 """PerfNet and PerfNetV2 (Wang et al., 2020 and 2021): feed-forward networks on the paper's features."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import PositiveInt
 
-from llmpilot.config import Gpu, Model
 from llmpilot.dataset import Dataset
 from llmpilot.predict.paper import networks
 from llmpilot.predict.paper.encoding import OneHot, learn_one_hot
 from llmpilot.predict.paper.networks import Network, torch_or_cure
 from llmpilot.predict.paper.table import all_cells, as_prediction, cells_of
-from llmpilot.predict.prediction import Prediction
+from llmpilot.predict.prediction import Prediction, Query
 from llmpilot.predict.predictor import Fitted, Predictor
 
 DROPOUT = 0.3
@@ -57,17 +54,11 @@ class FittedNetworks(Fitted):
     encoding: OneHot
     layers: tuple[Any, ...]
 
-    def predict(
-        self,
-        model: Model,
-        profiles: Sequence[Gpu],
-        users: Sequence[int],
-        measured: pd.DataFrame | None = None,
-    ) -> Prediction:
+    def answer(self, query: Query) -> Prediction:
         """Return the latencies; `measured` changes nothing: the method knows no use for it."""
-        x = self.encoding.transform(all_cells(model, profiles, users))
+        x = self.encoding.transform(all_cells(query))
         latencies = np.column_stack([networks.answer(layers, x) for layers in self.layers])
-        return as_prediction(model, profiles, users, latencies)
+        return as_prediction(query, latencies)
 
 
 def dense(inputs: int) -> Any:

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 from pydantic import PositiveFloat, PositiveInt
 
-from llmpilot.config import Gpu, Ladder, Model
+from llmpilot.config import Ladder
 from llmpilot.dataset import Dataset
 from llmpilot.errors import ConfigError
 from llmpilot.predict.evaluation import profile_key, rows_of
 from llmpilot.predict.paper.factorize import Problems, Settings, factorize
 from llmpilot.predict.paper.table import TARGETS, as_prediction, believe_measured, cells_of, in_papers_order
-from llmpilot.predict.prediction import Floats, Prediction
+from llmpilot.predict.prediction import Floats, Prediction, Query
 from llmpilot.predict.predictor import Fitted, Predictor
 
 
@@ -88,33 +88,29 @@ class FittedSelecta(Fitted):
     chosen: Choice
     seed: int
 
-    def predict(
-        self,
-        model: Model,
-        profiles: Sequence[Gpu],
-        users: Sequence[int],
-        measured: pd.DataFrame | None = None,
-    ) -> Prediction:
+    def answer(self, query: Query) -> Prediction:
         """Return the latencies: of an average LLM, but for what `measured` says on the reference profiles.
 
         Raises:
             ConfigError: a user count that the training data does not have.
         """
-        if unknown := sorted(set(users) - set(self.users)):
+        if unknown := sorted(set(query.users) - set(self.users)):
             raise ConfigError(
                 "selecta knows nothing between the user counts that it was trained on",
                 given=f"users {', '.join(map(str, unknown))}",
                 cure=f"ask for some of {', '.join(map(str, self.users))}, or take another predictor",
             )
-        new = f"{model.name} (new)"
-        shown = [] if measured is None else ratings_of(rows_of(measured, self.references), self.users)
+        new = f"{query.model.name} (new)"
+        shown = (
+            [] if query.measured is None else ratings_of(rows_of(query.measured, self.references), self.users)
+        )
         known = [*self.ratings, *(Rating(new, rating.profile, rating.values) for rating in shown)]
-        wanted = [profile_key(profile.name, profile.count) for profile in profiles]
+        wanted = [profile_key(profile.name, profile.count) for profile in query.profiles]
         values = complete(known, new, wanted, [self.chosen], self.seed)[0]
-        both = values.reshape(len(profiles), len(TARGETS), len(self.users))
-        latencies = both[:, :, [self.users.index(level) for level in users]].transpose(0, 2, 1)
-        prediction = as_prediction(model, profiles, users, latencies)
-        return believe_measured(prediction, measured, self.references)
+        both = values.reshape(len(query.profiles), len(TARGETS), len(self.users))
+        latencies = both[:, :, [self.users.index(level) for level in query.users]].transpose(0, 2, 1)
+        prediction = as_prediction(query, latencies)
+        return believe_measured(prediction, query.measured, self.references)
 
 
 def ratings_of(table: pd.DataFrame, users: Sequence[int]) -> list[Rating]:

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
-from llmpilot.config import Gpu, Ladder, Model
+from llmpilot.config import Ladder
 from llmpilot.dataset import Dataset
 from llmpilot.predict.decision import Choice, Need
 from llmpilot.predict.paper.table import as_prediction, cells_of
-from llmpilot.predict.prediction import Prediction
+from llmpilot.predict.prediction import Prediction, Query
 from llmpilot.predict.predictor import Fitted, Predictor
 from llmpilot.predict.scores import Score, Truth, judge, score, truth_of
 
@@ -63,15 +62,9 @@ class FittedStatic(Fitted):
     truths: tuple[Truth, ...]
     pods: tuple[int, ...]
 
-    def predict(
-        self,
-        model: Model,
-        profiles: Sequence[Gpu],
-        users: Sequence[int],
-        measured: pd.DataFrame | None = None,
-    ) -> Prediction:
+    def answer(self, query: Query) -> Prediction:
         """Return a prediction without latencies (NaN): a policy has none to tell."""
-        return as_prediction(model, profiles, users, np.full((len(profiles) * len(users), 2), np.nan))
+        return as_prediction(query, np.full((len(query.profiles) * len(query.users), 2), np.nan))
 
     def choose(self, prediction: Prediction, need: Need) -> Choice | None:
         """Return the policy for this need; None where its GPU profile is not on offer for the LLM."""

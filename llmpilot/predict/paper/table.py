@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from llmpilot.config import Gpu, Model
+from llmpilot.config import Model
 from llmpilot.dataset import Dataset, DatasetError
 from llmpilot.predict.evaluation import rows_of
 from llmpilot.predict.paper.features import describe
-from llmpilot.predict.prediction import Floats, Prediction
+from llmpilot.predict.prediction import Floats, Prediction, Query
 from llmpilot.simulator.recordings import CATALOGUE
 
 TARGETS = ("nttft_ms", "itl_ms")
@@ -104,17 +104,15 @@ def sample_weights(cells: Cells, nttft_ms: float, itl_ms: float) -> Floats:
     return np.asarray(np.mean(weights, axis=0), dtype=np.float64)
 
 
-def all_cells(model: Model, profiles: Sequence[Gpu], users: Sequence[int]) -> pd.DataFrame:
-    """Return the features of a model on each profile with each user count, profile by profile."""
-    return describe([(model, profile, level) for profile in profiles for level in users])
+def all_cells(query: Query) -> pd.DataFrame:
+    """Return the features of the model on each profile with each user count, profile by profile."""
+    return describe([(query.model, gpu, level) for gpu in query.profiles for level in query.users])
 
 
-def as_prediction(
-    model: Model, profiles: Sequence[Gpu], users: Sequence[int], latencies: Floats
-) -> Prediction:
+def as_prediction(query: Query, latencies: Floats) -> Prediction:
     """Return latencies of `all_cells`, [n, (nTTFT, ITL)] in ms, as a prediction."""
-    values = np.asarray(latencies, dtype=np.float64).reshape(len(profiles), len(users), 2)
-    return Prediction(model, tuple(profiles), tuple(users), values[:, :, 0], values[:, :, 1])
+    values = np.asarray(latencies, dtype=np.float64).reshape(len(query.profiles), len(query.users), 2)
+    return Prediction(query.model, query.profiles, query.users, values[:, :, 0], values[:, :, 1])
 
 
 def believe_measured(

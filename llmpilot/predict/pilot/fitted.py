@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import xgboost
 
-from llmpilot.config import Gpu, Model
 from llmpilot.errors import ConfigError
 from llmpilot.files import to_json, write_text
 from llmpilot.predict.pilot.cells import Cells, Known, Rows, cells_of, grid_rows
@@ -21,7 +20,7 @@ from llmpilot.predict.pilot.residuals import Cluster, Residuals
 from llmpilot.predict.pilot.simulated import SimulatorPhysics
 from llmpilot.predict.pilot.straying import PerMetric, Strayed, replaced, strayed, strayed_unseen
 from llmpilot.predict.pilot.trees import predict_all, read_forest
-from llmpilot.predict.prediction import FAILURES_ALLOWED, Draws, Floats, Prediction
+from llmpilot.predict.prediction import FAILURES_ALLOWED, Draws, Floats, Prediction, Query
 from llmpilot.predict.predictor import Fitted
 
 FACTS_FILE, OUT_OF_FOLD_FILE, FAILURES_FILE = "pilot.json", "out_of_fold.csv", "failures.ubj"
@@ -65,15 +64,10 @@ class FittedPilot(Fitted):
     seed: int
     out_of_fold: pd.DataFrame
 
-    def predict(
-        self,
-        model: Model,
-        profiles: Sequence[Gpu],
-        users: Sequence[int],
-        measured: pd.DataFrame | None = None,
-    ) -> Prediction:
+    def answer(self, query: Query) -> Prediction:
         """Return latencies with draws; measured cells are taken as they are, and pull their neighbours."""
-        grid, shown = grid_rows(model, profiles, users), measured_of(model, profiles, measured)
+        model, profiles, users = query.model, query.profiles, query.users
+        grid, shown = grid_rows(model, profiles, users), measured_of(model, profiles, query.measured)
         learned, shown_besides = shown.split(self.seen_on) if shown else (None, None)
         features = self._features(grid, learned)
         shape, share = (len(profiles), len(users)), -(-self.draws // len(self.views))
@@ -100,8 +94,8 @@ class FittedPilot(Fitted):
             samples.append(sample)
         return Prediction(
             model=model,
-            profiles=tuple(profiles),
-            users=tuple(users),
+            profiles=profiles,
+            users=users,
             nttft_ms=answers[NTTFT],
             itl_ms=answers[ITL],
             failing=_failing(failures, shown, users),
