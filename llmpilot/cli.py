@@ -64,7 +64,8 @@ def run(arguments: list[str]) -> int:
         if state.error is not None:
             raise state.error
     except KeyboardInterrupt:
-        interrupts.acknowledge()
+        if interrupts.acknowledge():
+            note("interrupted", style="yellow")
         code = INTERRUPTED
     except (PilotError, HydraException, OmegaConfBaseException) as error:
         if wants_traceback:

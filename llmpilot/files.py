@@ -58,7 +58,8 @@ def require_writable(path: str | Path) -> None:
 def require_apart(kept: Mapping[str, str | Path], written: Mapping[str, str | Path]) -> None:
     """Check before the work that what it writes spares what is there to be read, and itself.
 
-    Both are the configuration's key -> path. Of `kept` several may be one file.
+    Both are the configuration's key -> path, or what is made of a key's path -> that, with the key as the
+    last word. Of `kept` several may be one file.
 
     Raises:
         ConfigError: a file of `written` is one of `kept`, or named twice.
@@ -67,9 +68,8 @@ def require_apart(kept: Mapping[str, str | Path], written: Mapping[str, str | Pa
     for key, path in written.items():
         place = _resolved(path)
         if place in taken:
-            raise ConfigError(
-                f"{key} would overwrite {taken[place]}", given=path, cure=f"set {key}=<another path>"
-            )
+            cure = f"set {key.split()[-1]}=<another path>"
+            raise ConfigError(f"{key} would overwrite {taken[place]}", given=path, cure=cure)
         taken[place] = key
 
 

@@ -22,9 +22,14 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
-def acknowledge() -> None:
-    """The interruption has been heard: what tidies up after it must not be interrupted by it again."""
+def acknowledge() -> bool:
+    """The interruption has been heard: what tidies up after it must not be interrupted by it again.
+
+    Whoever does so tells the user; returns whether nobody else had.
+    """
+    fresh = _requested.is_set()
     _requested.clear()
+    return fresh
 
 
 @contextmanager

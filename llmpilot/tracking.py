@@ -9,9 +9,10 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 from llmpilot import interrupts
@@ -55,6 +56,8 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Opens the experiment on its runs and charts, not on the pages for chat traces."""
 
 MAX_PARAM_LENGTH = 6000
+ENDING_S = 5.0
+"""How long, at the most, ending a run may take once MLflow has failed."""
 T = TypeVar("T")
 
 
@@ -83,7 +86,7 @@ def step_meaning(unit: str) -> str:
 
 
 class Tracker:
-    """Writes runs to one tracking server. After the first failure it stays silent; `problem` says why."""
+    """Writes runs to one tracking server. After a first failure (`problem`) it does no more than end runs."""
 
     def __init__(self, tracking: Tracking) -> None:
         self.tracking = tracking
@@ -100,8 +103,14 @@ class Tracker:
         self._attempt(lambda: self._log_level(folder, level))
 
     def finish(self, folder: RunFolder) -> None:
-        """Log summary metrics, tags and artifacts and set the run's final status."""
+        """Log summary metrics, tags and artifacts and set the run's final status.
+
+        A run that lacks something ends FAILED: nothing may take it for a whole one.
+        """
         self._attempt(lambda: self._finish(folder))
+        run_id, status = folder.state["run_id"], folder.state["status"]
+        if self.problem is not None and run_id is not None:
+            self._end_in_time(run_id, "FAILED" if status == "FINISHED" else status)
 
     def find_finished(self, task: str, config_hash: str) -> Any | None:
         """Return the latest FINISHED run of exactly this configuration, or None."""
@@ -124,12 +133,9 @@ class Tracker:
             client = self._connect()
             adopted = os.environ.pop("MLFLOW_RUN_ID", None)
             run_id = adopted or client.create_run(self._experiment(task), run_name=name).info.run_id
-            try:
+            with self._ended_if_it_fails(run_id):
                 for key, value in {TAG_TASK: task, TAG_RUN_NAME: name, **tags}.items():
                     client.set_tag(run_id, key, value)
-            except KeyboardInterrupt:
-                client.set_terminated(run_id, "KILLED")  # nobody else knows of it yet
-                raise
             return str(run_id)
 
         return self._attempt(start)
@@ -145,16 +151,44 @@ class Tracker:
             run_id = client.create_run(self._experiment(task), run_name=name).info.run_id
             tags = {TAG_TASK: task, TAG_OUTCOME: "infeasible", TAG_REASON: reason, TAG_CONFIG_HASH: known}
             tags |= {TAG_PARENT: parent_run_id} if parent_run_id else {}
-            for key, value in tags.items():
-                client.set_tag(run_id, key, value)
-            client.set_terminated(run_id, "FINISHED")
+            with self._ended_if_it_fails(run_id):
+                for key, value in tags.items():
+                    client.set_tag(run_id, key, value)
+                client.set_terminated(run_id, "FINISHED")
 
         self._attempt(log)
 
     def end(self, run_id: str | None, status: str) -> None:
-        """Set a run's final status."""
-        if run_id is not None:
-            self._attempt(lambda: self._connect().set_terminated(run_id, status))
+        """Set a run's final status; where MLflow has failed, try to all the same, for a few seconds."""
+        if run_id is None:
+            return
+        self._attempt(lambda: self._connect().set_terminated(run_id, status))
+        if self.problem is not None:
+            self._end_in_time(run_id, status)
+
+    @contextmanager
+    def _ended_if_it_fails(self, run_id: str) -> Iterator[None]:
+        """End a run that nobody else knows of when what is done with it here fails."""
+        try:
+            yield
+        except BaseException as error:
+            self._end_in_time(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+
+    def _end_in_time(self, run_id: str, status: str) -> None:
+        """Try to set a run's final status; what comes of it is not waited for longer than it is worth."""
+        if self._client is None:
+            return  # none was begun from here
+
+        def end() -> None:
+            with suppress(Exception):  # what went wrong first has been said
+                _check_reachable(self.tracking)
+                self._client.set_terminated(run_id, status)
+
+        # MLflow and the databases below it have timeouts of their own, of minutes.
+        ending = Thread(target=end, daemon=True)
+        ending.start()
+        ending.join(min(self.tracking.timeout_s, ENDING_S))
 
     # What follows talks to MLflow and may raise whatever it raises.
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from llmpilot.files import to_json, write_text
+from llmpilot.processes import workers
 from llmpilot.simulator import accuracy, physics
 from llmpilot.simulator.calibration import SHIPPED, THREE_LEVELS, write_calibrations
 from llmpilot.simulator.recordings import read_recordings
@@ -21,7 +22,7 @@ SOURCE = (
 def main(data: Path) -> None:
     started = time.perf_counter()
     pairs = accuracy.by_pair(read_recordings(data / "llm-pilot" / "requests.parquet"))
-    with accuracy.workers(2) as run:
+    with workers(2) as run:
         tables = accuracy.refit(
             pairs, run, lambda text: print(f"{time.perf_counter() - started:6.0f} s  {text}")
         )

@@ -14,8 +14,8 @@ import numpy as np
 from llmpilot import catalog
 from llmpilot.engine.simulated import SimulatedEngine
 from llmpilot.files import to_json, write_text
+from llmpilot.processes import workers
 from llmpilot.simulator import VirtualService, simulate_closed
-from llmpilot.simulator.accuracy import workers
 from llmpilot.simulator.calibration import shipped_calibrations
 from llmpilot.workload import Requests, from_lengths, load_workload
 

@@ -17,6 +17,7 @@ from llmpilot.config import Gpu, Load, Model, Sla
 from llmpilot.engine.simulated import SimulatedEngine
 from llmpilot.files import to_json, write_text
 from llmpilot.loadtest import open_traffic, run_level
+from llmpilot.processes import workers
 from llmpilot.simulator import accuracy
 from llmpilot.simulator.calibration import shipped_calibrations
 from llmpilot.simulator.recordings import CATALOGUE
@@ -128,7 +129,7 @@ def main(result_file: Path, data: Path | None) -> None:
     started = time.perf_counter()
     published = published_failures(data) if data else {}
     pairs = list(shipped_calibrations())
-    with accuracy.workers(2) as run:
+    with workers(2) as run:
         rows = list(run(search, pairs))
     for pair, row in zip(pairs, rows, strict=True):
         row["published_at_128_users"] = published.get(pair)

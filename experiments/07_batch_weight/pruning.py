@@ -18,7 +18,7 @@ from hydra import initialize_config_dir
 from llmpilot import catalog
 from llmpilot.config import parse
 from llmpilot.files import to_json, write_text
-from llmpilot.simulator import accuracy
+from llmpilot.processes import workers
 from llmpilot.simulator.calibration import shipped_calibrations
 from llmpilot.tasks import tune
 from llmpilot.tasks.cell import compose
@@ -79,7 +79,7 @@ def summary_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(result_file: Path) -> None:
     cases = [(pair, objective) for objective in SHORT_CUTS for pair in list(shipped_calibrations())[::EVERY]]
-    with accuracy.workers(2) as run:
+    with workers(2) as run:
         rows = list(run(compare, cases))
     summary = {
         objective: summary_of([row for row in rows if row["objective"] == objective])

@@ -11,20 +11,19 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import yaml
 
 from llmpilot import catalog
-from llmpilot.config import Gpu, Model, build
+from llmpilot.config import build
 from llmpilot.dataset import Dataset, published
 from llmpilot.predict.decision import Need
 from llmpilot.predict.evaluation import evaluate
 from llmpilot.predict.pilot.pilot import Pilot
-from llmpilot.predict.prediction import Prediction
+from llmpilot.predict.prediction import Prediction, Query
 from llmpilot.predict.predictor import Fitted, Predictor
-from llmpilot.predict.processes import workers
 from llmpilot.predict.report import summary
 from llmpilot.predict.scores import grid_of
+from llmpilot.processes import workers
 
 
 class FaceValue(Fitted):
@@ -33,10 +32,8 @@ class FaceValue(Fitted):
     def __init__(self, inner: Fitted) -> None:
         self.inner = inner
 
-    def predict(
-        self, model: Model, profiles: list[Gpu], users: list[int], measured: pd.DataFrame | None = None
-    ) -> Prediction:
-        return replace(self.inner.predict(model, profiles, users, measured), draws=None)
+    def answer(self, query: Query) -> Prediction:
+        return replace(self.inner.answer(query), draws=None)
 
 
 class WithoutDraws(Predictor):

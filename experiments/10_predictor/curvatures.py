@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from llmpilot.predict.pilot.simulated import CURVATURES
+from llmpilot.processes import workers
 from llmpilot.simulator import accuracy
 from llmpilot.simulator.calibration import shipped_calibrations
 from llmpilot.simulator.calibration_fit import curvature_of
@@ -27,7 +28,7 @@ def curvature(levels: list[Recording]) -> dict[str, object]:
 
 def main() -> None:
     pairs = accuracy.by_pair(read_recordings(Path(sys.argv[1])))
-    with accuracy.workers(2) as run:
+    with workers(2) as run:
         rows = list(run(curvature, pairs.values()))
     file = {
         "source": "experiments/10_predictor/curvatures.py on IBM/LLM-performance-prediction",

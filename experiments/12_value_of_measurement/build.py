@@ -18,8 +18,8 @@ from llmpilot.files import to_json, write_text
 from llmpilot.predict.decision import Choice, Need
 from llmpilot.predict.evaluation import on_profiles, profile_key
 from llmpilot.predict.predictor import Fitted, Predictor
-from llmpilot.predict.processes import workers
 from llmpilot.predict.scores import Outcome, grid_of, judge, mean_score, score, truth_of
+from llmpilot.processes import workers
 from llmpilot.recommendation.advice import hours_per_run
 from llmpilot.recommendation.measurement import worth_of_measuring
 

@@ -19,7 +19,7 @@ SUMMARY_FILE = "dataset.json"
 
 
 class DatasetTracker(Tracker):
-    """The tracker of data sets; like its base, it stays silent after the first failure."""
+    """The tracker of data sets; like its base, after a first failure it does no more than end runs."""
 
     def log_dataset(
         self, dataset: Dataset, file: Path, params: dict[str, Any], summary: dict[str, Any]
@@ -48,7 +48,7 @@ class DatasetTracker(Tracker):
         from mlflow.entities import Metric, Param
 
         client = self._connect()
-        try:
+        with self._ended_if_it_fails(run_id):
             counts = {name: summary[name] for name in ("rows", "models", "profiles")}
             counts |= {f"rows.{kind}": rows for kind, rows in summary["by_measurement"].items()}
             now_ms = time.time_ns() // 1_000_000
@@ -60,9 +60,6 @@ class DatasetTracker(Tracker):
             client.log_artifact(run_id, str(file))
             client.log_text(run_id, to_json(summary), SUMMARY_FILE)
             client.log_inputs(run_id, datasets=[mlflow_input(dataset, f"runs:/{run_id}/{file.name}")])
-        except Exception:
-            client.set_terminated(run_id, "FAILED")
-            raise
         client.set_terminated(run_id, "FINISHED")
 
 

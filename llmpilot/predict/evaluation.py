@@ -16,8 +16,8 @@ from llmpilot.errors import ConfigError
 from llmpilot.predict.decision import Choice, Need
 from llmpilot.predict.prediction import Prediction
 from llmpilot.predict.predictor import Predictor
-from llmpilot.predict.processes import Map
 from llmpilot.predict.scores import Outcome, Truth, judge, truth_of
+from llmpilot.processes import Map
 
 
 @dataclass(frozen=True)

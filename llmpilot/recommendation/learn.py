@@ -141,11 +141,20 @@ def _identity(data: Dataset, own: Dataset | None, predictor: Predictor, seed: in
 
 
 def _code_hash(kind: type[Predictor]) -> str:
-    """Return a hash of the files beside the predictor's: what other code fitted is not taken."""
+    """Return a hash of the files that a fit rests on: what other code or tables fitted is not taken."""
     digest = hashlib.sha256()
-    for file in sorted(Path(inspect.getfile(kind)).parent.rglob("*.py")):
+    for file in _rests_on(kind):
+        digest.update(f"{file.name}\n".encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _rests_on(kind: type[Predictor]) -> list[Path]:
+    """Return code and tables beside the predictor's, of all predictors, and of the simulator they may ask."""
+    package = Path(llmpilot.__file__).parent
+    folders = (Path(inspect.getfile(kind)).parent, package / "predict", package / "simulator")
+    files = {file for folder in folders for file in folder.rglob("*") if file.is_file()}
+    return sorted(file for file in files if file.suffix != ".pyc")
 
 
 def _keep(fitted: _Saves, place: Path) -> None:

@@ -1,7 +1,7 @@
 """A user's own prices of GPU profiles, from a CSV or YAML file: they replace the catalogue's."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from llmpilot import catalog
 from llmpilot.config import Facts, Gpu, parse
+from llmpilot.console import note
 from llmpilot.errors import ConfigError, did_you_mean
 
 COLUMNS = ("gpu", "count", "price_per_hour")
@@ -29,7 +30,7 @@ def profiles_at(prices: Path | None, names: Sequence[str] | None = None) -> tupl
 
     A price of the file replaces the catalogue's, and makes a profile of a count that the catalogue has no
     price for; all other profiles keep the catalogue's prices. `names` restricts to options of the gpu group,
-    and with them the file's prices.
+    and with them the file's prices: a remark names those left out.
 
     Raises:
         ConfigError: unknown names, or a file that cannot be used.
@@ -39,10 +40,10 @@ def profiles_at(prices: Path | None, names: Sequence[str] | None = None) -> tupl
             "no GPU type is left to choose from", given="catalog=[]", cure="catalog=[a100,h100]"
         )
     gpus = catalog.gpus(None if names is None else list(dict.fromkeys(names)))
-    if prices is None:
-        own: dict[tuple[str, int], float] = {}
-    else:
-        own = {key: price for key, price in read_prices(prices).items() if key[0] in gpus}
+    given_prices = {} if prices is None else read_prices(prices)
+    own = {key: price for key, price in given_prices.items() if key[0] in gpus}
+    if unused := list(dict.fromkeys(option for option, _ in given_prices if option not in gpus)):
+        note(f"prices left out of {prices}, not in catalog=: {', '.join(unused)}", style="yellow")
     profiles = []
     for option, gpu in gpus.items():
         given = {count: price for (name, count), price in own.items() if name == option}
@@ -60,7 +61,7 @@ def read_prices(path: Path) -> dict[tuple[str, int], float]:
     GPU types may be named as on the command line (a100) or as in results (A100-40GB), in any case.
 
     Raises:
-        ConfigError: no such file, another form, an unknown GPU type, a profile named twice.
+        ConfigError: no such file, another form, an unknown GPU type, a GPU type or a profile named twice.
     """
     try:
         text = path.expanduser().read_text(encoding="utf-8-sig")
@@ -102,7 +103,11 @@ def _rows_of_csv(text: str, path: Path) -> list[dict[str, Any]]:
 
 def _rows_of_yaml(text: str, path: Path) -> list[dict[str, Any]]:
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _EachKeyOnce)
+    except _TwiceError as error:
+        key, line = error.args
+        given = f"prices={path}, line {line}"
+        raise ConfigError(f"{key} stands twice in the prices", given=given, cure="keep one of them") from None
     except yaml.YAMLError as error:
         raise ConfigError("this is not YAML", given=f"prices={path}: {error}", cure=EXAMPLE) from None
     if isinstance(content, list) and all(isinstance(row, dict) for row in content):
@@ -114,3 +119,19 @@ def _rows_of_yaml(text: str, path: Path) -> list[dict[str, Any]]:
             for count, price in counts.items()
         ]
     raise ConfigError("this is no table of prices", given=f"prices={path}", cure=EXAMPLE)
+
+
+class _TwiceError(Exception):
+    """A key that stands twice in a mapping, and the line of the second."""
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """Of a key that stands twice, YAML's own loader takes the last silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise _TwiceError(key.value, key.start_mark.line + 1)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)

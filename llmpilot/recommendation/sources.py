@@ -1,6 +1,7 @@
 """What a recommendation rests on: the data set, the user's own runs, the description of the model."""
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmpilot import catalog
-from llmpilot.config import Model, Tracking
+from llmpilot.config import DEFAULT_TRACKING_URI, Model, Tracking
 from llmpilot.console import note
 from llmpilot.dataset import Dataset, from_runs, load, merge, published
 from llmpilot.errors import ConfigError, did_you_mean
@@ -20,10 +21,11 @@ PUBLISHED = "published"
 def data_of(dataset: str | Path, tracking: Tracking | None, *, simulated: bool = False) -> Dataset:
     """Return the published measurements or those in a file, with the user's own runs of the tracking store.
 
-    `tracking` None does without own runs; so does a local store that does not exist yet. What was simulated
-    is left out, unless asked for.
+    `tracking` None does without own runs; so does the default store where it does not exist yet. What was
+    simulated is left out, unless asked for.
 
     Raises:
+        ConfigError: a tracking store was named, and does not exist.
         DatasetError: no such file, or no data set.
         TrackingError: the tracking store cannot be read.
     """
@@ -58,9 +60,17 @@ def measured_only(data: Dataset) -> Dataset:
 
 
 def _is_there(uri: str) -> bool:
-    """Whether a local store exists: to ask one that does not would make it."""
+    """Whether a local store exists: to ask one that does not would make it. One that was named has to."""
     scheme, _, path = uri.partition(":///")
-    return scheme != "sqlite" or not path or Path(path).exists()
+    if scheme != "sqlite" or not path or Path(path).exists():
+        return True
+    if uri != DEFAULT_TRACKING_URI or os.environ.get("MLFLOW_TRACKING_URI"):
+        raise ConfigError(
+            f"there is no tracking store {path}: own runs cannot be read",
+            given=f"tracking.uri={uri}",
+            cure="name another (tracking.uri=..., MLFLOW_TRACKING_URI); runs=false does without own runs",
+        )
+    return False
 
 
 def model_of(model: str | Path | Mapping[str, Any] | Model) -> Model:

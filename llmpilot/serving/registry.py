@@ -62,7 +62,7 @@ class Trained:
 
 
 class Registry(Tracker):
-    """The tracker of recommenders; like its base, it stays silent after the first failure."""
+    """The tracker of recommenders; like its base, after a first failure it does no more than end runs."""
 
     def log(self, run_id: str, trained: Trained, facts: Mapping[str, Any], scores: Mapping[str, Any]) -> None:
         """Log params, metrics and the evaluation's files."""

@@ -3,17 +3,15 @@
 The error of a figure is |simulated / recorded - 1|.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 
 from llmpilot import catalog
 from llmpilot.config import Gpu, Model
+from llmpilot.processes import Map
 from llmpilot.simulator.calibration import Calibration
 from llmpilot.simulator.calibration_fit import Fit, fit_pair
 from llmpilot.simulator.physics import Factors, fit_factors, predict
@@ -28,7 +26,6 @@ CALIBRATED = ("itl_ms_p50", "ttft_ms_p50", "throughput_tok_s", "itl_ms_p95", "tt
 UNSEEN = ("itl_ms_p50", "nttft_ms_p50")
 
 Pair = tuple[str, str, int]
-Map = Callable[..., Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -70,16 +67,6 @@ def by_pair(recordings: Iterable[Recording]) -> dict[Pair, list[Recording]]:
     for recording in sorted(recordings, key=lambda r: (r.pair, r.users)):
         pairs.setdefault(recording.pair, []).append(recording)
     return pairs
-
-
-@contextmanager
-def workers(count: int) -> Iterator[Map]:
-    """Yield a `map` that runs on `count` processes, in order."""
-    if count == 1:
-        yield map
-        return
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        yield pool.map
 
 
 def judge(

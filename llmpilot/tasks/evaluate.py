@@ -16,9 +16,9 @@ from llmpilot.files import replacing, require_writable
 from llmpilot.predict.decision import Need
 from llmpilot.predict.evaluation import Fold, evaluate, on_profiles, profile_key
 from llmpilot.predict.predictor import Predictor
-from llmpilot.predict.processes import workers
 from llmpilot.predict.report import predictions_table, recommendations_table, summary
 from llmpilot.predict.scores import grid_of
+from llmpilot.processes import workers
 from llmpilot.recommendation.sources import data_of
 
 
@@ -62,12 +62,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     seeds = range(seed, seed + settings.seeds)
     total = settings.seeds * len(data.models)
     try:
-        with workers(settings.workers) as run_on, console.err.status("") as status:
+        with workers(settings.workers, "evaluate.workers") as run_on, console.err.status("") as status:
             for fold in evaluate(predictor, data, both, seeds, measured=settings.measured, run=run_on):
                 folds.append(fold)
                 interrupts.check()
                 status.update(f"{predictor.name}: {len(folds)} of {total} folds, last {fold.model}")
     except KeyboardInterrupt:
+        interrupts.acknowledge()
         console.note(
             f"interrupted after {len(folds)} of {total} folds: part of an evaluation has no scores, "
             "nothing is written",

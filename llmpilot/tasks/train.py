@@ -132,6 +132,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             registry.withdraw(settings.model_name, run_id, aliases or {})
             raise
     if registry.problem is not None:
+        registry.end(run_id, "FAILED")
         raise _not_registered(registry, trained, result)
     shutil.rmtree(trained.bundle.parent, ignore_errors=True)
     with suppress(OSError):  # others may still be kept there

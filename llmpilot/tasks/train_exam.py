@@ -12,8 +12,8 @@ from llmpilot.files import to_json, write_text
 from llmpilot.predict.decision import Need
 from llmpilot.predict.evaluation import Fold, evaluate
 from llmpilot.predict.predictor import Predictor
-from llmpilot.predict.processes import workers
 from llmpilot.predict.report import predictions_table, recommendations_table, summary
+from llmpilot.processes import workers
 from llmpilot.serving.contest import terms_of
 from llmpilot.serving.figures import plot_by_model, plot_predictions
 from llmpilot.tasks.evaluate import Evaluation
@@ -42,7 +42,7 @@ class Exam:
     def folds(self, predictor: Predictor) -> list[Fold]:
         """Return a fold for each seed and LLM; says on a terminal how far it is."""
         total, folds = len(self.seeds) * len(self.data.models), []
-        with workers(self.settings.workers) as run_on, err.status("") as status:
+        with workers(self.settings.workers, "evaluate.workers") as run_on, err.status("") as status:
             measured = self.settings.measured
             for fold in evaluate(predictor, self.data, self._both, self.seeds, measured=measured, run=run_on):
                 folds.append(fold)

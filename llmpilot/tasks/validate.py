@@ -13,8 +13,9 @@ from rich.table import Table
 from llmpilot import console
 from llmpilot.config import Facts, parse
 from llmpilot.errors import ConfigError
+from llmpilot.processes import Map, workers
 from llmpilot.simulator import accuracy, physics
-from llmpilot.simulator.accuracy import FITTED_LEVELS, Judged, Map, Pair, Tables
+from llmpilot.simulator.accuracy import FITTED_LEVELS, Judged, Pair, Tables
 from llmpilot.simulator.calibration import SHIPPED, THREE_LEVELS, read_calibrations
 from llmpilot.simulator.recordings import Recording, read_recordings
 
@@ -42,7 +43,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         )
     with console.err.status(f"reading {settings.data}"):
         pairs = accuracy.by_pair(read_recordings(Path(settings.data).expanduser()))
-    with accuracy.workers(settings.workers) as run_on:
+    with workers(settings.workers) as run_on:
         tables = accuracy.refit(pairs, run_on, console.note) if settings.refit else _shipped(pairs)
         result = _judge(pairs, tables, run_on)
     result["peak_memory_mb"] = _peak_memory_mb(settings.workers)
@@ -111,12 +112,12 @@ def _lossy(judged: list[Judged]) -> list[Judged]:
     return [item for item in judged if id(item) not in kept]
 
 
-def _peak_memory_mb(workers: int) -> float:
+def _peak_memory_mb(count: int) -> float:
     """Return the largest memory of this process, plus that of the largest worker for each of them [MB]."""
     unit = 1 if sys.platform == "darwin" else 1024
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if workers > 1 else 0
-    return round((own + workers * child) * unit / 1e6, 1)
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if count > 1 else 0
+    return round((own + count * child) * unit / 1e6, 1)
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -49,7 +49,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     samples_file = Path(cfg.samples_file).expanduser() if cfg.samples_file else None
     output = Path(str(cfg.output)).expanduser() if trace.path else None
     figure = output.with_suffix(".png") if output else None
-    _refuse_clashes(trace.path, output, figure, samples_file)
+    for path in (output, figure, samples_file):
+        if path is not None:
+            refuse_unwritable(path)
+    if samples_file:
+        refuse_suffix(samples_file)
 
     started = time.perf_counter()
     if trace.path is None or output is None or figure is None:
@@ -146,22 +150,3 @@ def _count(key: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{key} is not possible", given=value, cure=f"set {key}=<whole number above 0>")
     return value
-
-
-def _refuse_clashes(
-    trace: str | None, output: Path | None, figure: Path | None, samples_file: Path | None
-) -> None:
-    """Refuse paths that cannot be written or would overwrite one another, the trace above all."""
-    taken = {Path(trace).expanduser().resolve(): "trace.path"} if trace else {}
-    for key, path in (("output", output), ("the figure of output", figure), ("samples_file", samples_file)):
-        if path is None:
-            continue
-        if path.resolve() in taken:
-            wrong = f"{key} would overwrite {taken[path.resolve()]}"
-            raise ConfigError(
-                wrong, given=path, cure="set output=<another path>.parquet or samples_file=<another>"
-            )
-        taken[path.resolve()] = key
-        refuse_unwritable(path)
-    if samples_file:
-        refuse_suffix(samples_file)

@@ -21,7 +21,7 @@ SETTLE_S = 0.5  # until another worker's run, begun at the same moment, can be s
 
 
 class StudyTracker(Tracker):
-    """The tracker of tuning; like its base, it stays silent after the first failure."""
+    """The tracker of tuning; like its base, after a first failure it does no more than end runs."""
 
     def start_study(
         self,
@@ -80,11 +80,12 @@ class StudyTracker(Tracker):
             said = {tracking.TAG_OUTCOME: "feasible" if outcome.feasible else "infeasible"}
             said |= {tracking.TAG_REASON: outcome.reason} if outcome.reason else {}
             run_id = self._trial(study_run_id, number, params, tags | said)
-            for level in outcome.levels:
-                self._log(run_id, metrics=level_metrics(level), step=step_of(level["level"], "users"))
-            value = {} if outcome.value is None else {METRIC_TRIAL_VALUE: outcome.value}
-            self._log(run_id, metrics=value)
-            self._connect().set_terminated(run_id, "FINISHED")
+            with self._ended_if_it_fails(run_id):
+                for level in outcome.levels:
+                    self._log(run_id, metrics=level_metrics(level), step=step_of(level["level"], "users"))
+                value = {} if outcome.value is None else {METRIC_TRIAL_VALUE: outcome.value}
+                self._log(run_id, metrics=value)
+                self._connect().set_terminated(run_id, "FINISHED")
             return run_id
 
         return self._attempt(log)
@@ -114,7 +115,8 @@ class StudyTracker(Tracker):
         run_id = str(self._connect().create_run(self._experiment(TUNE), run_name=name).info.run_id)
         tags = tags | {tracking.TAG_TASK: TUNE, tracking.TAG_VERSION: llmpilot.__version__}
         tags |= {tracking.TAG_PARENT: study_run_id} if study_run_id else {}
-        self._log(run_id, params={key: str(value) for key, value in params.items()}, tags=tags)
+        with self._ended_if_it_fails(run_id):
+            self._log(run_id, params={key: str(value) for key, value in params.items()}, tags=tags)
         return run_id
 
     def finish_study(
@@ -131,6 +133,8 @@ class StudyTracker(Tracker):
             self._connect().set_terminated(run_id, "FINISHED")
 
         self._attempt(finish)
+        if self.problem is not None:
+            self.end(run_id, "FAILED")
 
     def _log(
         self,

@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from tracked import interrupted_when, processes_of, started, two_workers
 
 from llmpilot.simulator.calibration import shipped_calibrations
 
@@ -61,6 +64,38 @@ def test_it_fits_anew_when_asked(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["calibrated"]["itl_ms_p50"] < 0.1
     assert result["all_levels_fitted"]["itl_ms_p50"] < 0.05
+
+
+REFIT = ("task=validate", "data=requests.parquet", "workers=2", "refit=true")
+
+
+@pytest.fixture
+def campaign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_campaign(Path("requests.parquet"), (1, 4, 8))
+
+
+@pytest.mark.usefixtures("campaign")
+def test_ctrl_c_ends_the_workers_without_their_noise() -> None:
+    out, err = interrupted_when(two_workers, *REFIT)
+    assert out == ""
+    assert err.splitlines()[-1] == "interrupted"
+    assert "Process" not in err
+
+
+@pytest.mark.usefixtures("campaign")
+def test_a_killed_worker_is_one_message() -> None:
+    process = started(*REFIT)
+    while not two_workers(process.pid):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    workers = [pid for pid, command in processes_of(process.pid).items() if "spawn_main" in command]
+    os.kill(workers[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert "was killed" in err
+    assert "use one: workers=1" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Run
 from omegaconf import DictConfig, OmegaConf
 
 from llmpilot.errors import ConfigError, PilotError, TraceError
@@ -87,9 +88,6 @@ def test_without_a_trace_the_workload_is_described(
     ("given", "kind", "says"),
     [
         ({}, TraceError, "no column 'input_tokens'"),
-        (MAPPED | {"output": "my.csv"}, ConfigError, "output would overwrite trace.path"),
-        (MAPPED | {"output": "x.png"}, ConfigError, "the figure of output would overwrite output"),
-        (MAPPED | {"samples_file": "workload.parquet"}, ConfigError, "samples_file would overwrite output"),
         (MAPPED | {"samples_file": "drawn.txt"}, TraceError, "must end in .csv or .parquet"),
         (MAPPED | {"samples": 0}, ConfigError, "samples is not possible"),
         (MAPPED | {"samples": 1.5}, ConfigError, "samples is not possible"),
@@ -108,3 +106,20 @@ def test_mistakes_leave_nothing_behind(
         run(composed(**({"trace__path": trace} | given)))
     assert says in str(caught.value)
     assert [p.name for p in Path.cwd().iterdir()] == ["my.csv"]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["output=my.csv"], ["output would overwrite trace.path", "set output="]),
+        (["output=x.png"], ["the figure of output would overwrite output", "set output="]),
+        (["samples_file=workload.parquet"], ["samples_file would overwrite output", "set samples_file="]),
+    ],
+)
+def test_no_file_is_written_over_another(run: Run, trace: Path, given: list[str], says: list[str]) -> None:
+    before = trace.read_text()
+    ran = run("task=workload", "trace.path=my.csv", *given)
+    assert ran.code == 2
+    for words in says:
+        assert words in ran.err
+    assert trace.read_text() == before

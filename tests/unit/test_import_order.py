@@ -7,7 +7,7 @@ import llmpilot
 
 PACKAGE = Path(llmpilot.__file__).parent
 ORDER = [
-    "errors interrupts secrets files console",
+    "errors interrupts processes secrets files console",
     "config",
     "hf_config",
     "catalog",

@@ -79,7 +79,9 @@ def test_room_for_less_than_one_request_is_no_room() -> None:
         ),
     ],
 )
-def test_own_prices_replace_the_catalogues(tmp_path: Path, name: str, text: str) -> None:
+def test_own_prices_replace_the_catalogues(
+    tmp_path: Path, name: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / name
     file.write_text(text)
     profiles, own = profiles_at(file)
@@ -88,9 +90,12 @@ def test_own_prices_replace_the_catalogues(tmp_path: Path, name: str, text: str)
     before = {gpu.profile: gpu.cost_per_hour for gpu in catalog.gpu_profiles()}
     changed = {"1 x A100-40GB": 1.5, "1 x H100": 2.25, "8 x A10": 9.0}
     assert price == before | changed
+    capsys.readouterr()
     restricted, own = profiles_at(file, ["h100", "t4"])
     assert own == 1
     assert {gpu.name for gpu in restricted} == {"H100", "T4"}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"{name}, not in catalog=: a100, a10")
 
 
 def test_without_own_prices_the_profiles_are_the_catalogues() -> None:
@@ -109,6 +114,12 @@ def test_without_own_prices_the_profiles_are_the_catalogues() -> None:
         ("p.csv", "gpu,count,price_per_hour\nh100,1\n", "prices.price_per_hour is not possible"),
         ("p.csv", "gpu,price\nh100,2\n", "no table of prices"),
         ("p.csv", "gpu,count,price_per_hour\n", "no price in the file"),
+        (
+            "p.yaml",
+            "h100: {1: 3}\nt4: {1: 1}\nh100: {2: 6}\n",
+            "(?s)h100 stands twice in the prices.*p.yaml, line 3",
+        ),
+        ("p.yaml", "h100: {1: 3, 2: 6, 1: 4}\n", "1 stands twice in the prices"),
         ("p.yaml", "h100: 3\n", "no table of prices"),
         ("p.yaml", "h100: [", "not YAML"),
         ("p.yaml", "", "no table of prices"),
@@ -190,6 +201,17 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path, monkeypatch: pyte
     part = published().without("starcoder")
     save(part, tmp_path / "d.parquet")
     assert data_of("d.parquet", None).content_hash == part.content_hash
+
+
+def test_a_store_that_was_named_has_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"(?s)no tracking store .*typo\.db.*runs=false") as caught:
+        data_of("published", Tracking(uri=f"sqlite:///{tmp_path}/typo.db"))
+    assert f"tracking.uri=sqlite:///{tmp_path}/typo.db" in str(caught.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    with pytest.raises(ConfigError, match=r"no tracking store mlflow\.db"):
+        data_of("published", Tracking(uri="sqlite:///mlflow.db"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_served_context_fits_the_memory() -> None:
