@@ -169,12 +169,14 @@ def _require(cfg: DictConfig) -> None:
         if isinstance(default, dict) and cfg.get(part) is None:
             keys = ", ".join(f"{part}.{key}" for key in default)
             raise ConfigError(f"{part} cannot be null", given=f"{part}=null", cure=f"its keys are {keys}")
-    missing = [group for group in cfg.task.requires if group not in cfg]
+    there = plain(cfg.get("deployment") or {}).get("_target_", "").endswith(".ExternalDeployment")
+    required = cfg.task.get("requires_of_external", cfg.task.requires) if there else cfg.task.requires
+    missing = [group for group in required if group not in cfg]
     if not missing:
         return
     options = "\n".join(f"    {group}: {', '.join(catalog.options(group))}" for group in missing)
     example = {"gpu": "+gpu=a100", "model": "+model=starcoder"}
-    line = " ".join(example[group] for group in cfg.task.requires)
+    line = " ".join(example[group] for group in required)
     task = "" if cfg.task.name == "characterize" else f"task={cfg.task.name} "
     raise ConfigError(
         f"task {cfg.task.name} needs a {' and a '.join(missing)}",

@@ -196,9 +196,9 @@ def last_within_sla(levels: list[Level], sla: Sla) -> Level | None:
     return last
 
 
-def cost_per_million_output_tokens(level: Level | None, cost_per_hour: float) -> float | None:
-    """Return $ per 1e6 output tokens when the service runs at this level all the time."""
-    if level is None or level["throughput_tok_s"] == 0:
+def cost_per_million_output_tokens(level: Level | None, cost_per_hour: float | None) -> float | None:
+    """Return $ per 1e6 output tokens when the service runs at this level all the time; None: not known."""
+    if level is None or cost_per_hour is None or level["throughput_tok_s"] == 0:
         return None
     return float(cost_per_hour / (level["throughput_tok_s"] * 3600) * 1e6)
 

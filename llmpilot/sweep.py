@@ -38,9 +38,10 @@ class Sweep:
         if not self._cells:
             name = f"sweep: {' '.join(_hide(argument) for argument in self._typed)}"
             self._parent_run_id = self._tracker.start_parent(self._task, name, {})
-        # Hydra escapes what it splits, such as the colon of a URL.
+        # Hydra escapes what it splits, such as the colon of a URL, and writes true as True.
+        typed = {argument.lower() for argument in self._typed}
         overrides = [override.replace("\\", "") for override in HydraConfig.get().overrides.task]
-        varied = [_hide(override) for override in overrides if override not in self._typed]
+        varied = [_hide(override) for override in overrides if override.lower() not in typed]
         entry: dict[str, Any] = {"cell": " ".join(varied or map(_hide, overrides)), "status": "done"}
         self._cells.append(entry)
         say(f"cell {len(self._cells)}: {entry['cell']}", style="bold")

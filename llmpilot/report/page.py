@@ -14,6 +14,7 @@ from llmpilot.report.words import (
     figure_of,
     limit_of,
     mark,
+    per_dollar,
     server_figure,
     short_windows,
     title,
@@ -36,9 +37,11 @@ def page(result: Result) -> str:
 
     panels = [*LATENCY_LABELS.items(), ("itl_ms", "ITL [ms]"), ("ttft_ms", "TTFT [ms]")]
     titles = [f"{label} over {result['level_unit']}" for label in LATENCY_LABELS.values()]
-    titles += ["ITL over output tokens/s", "TTFT over million output tokens per $"]
+    dollars = per_dollar(result)
+    titles += ["ITL over output tokens/s"]
+    titles += ["TTFT over output tokens/s" if dollars is None else "TTFT over million output tokens per $"]
     figure = make_subplots(rows=3, cols=2, subplot_titles=titles, vertical_spacing=0.09)
-    scales = {4: 1.0, 5: 3600 / result["cost_per_hour"] / 1e6}
+    scales = {4: 1.0, 5: 1.0 if dollars is None else dollars}
     for index, (latency, _) in enumerate(panels):
         where = {"row": index // 2 + 1, "col": index % 2 + 1}
         levels = [level for level in result["levels"] if level[latency]["p50"] is not None]
@@ -90,8 +93,9 @@ def _html_table(result: Result) -> str:
         "input tokens/s": lambda level: figure_of(level["input_tok_s"], 0),
         "requests/s": lambda level: figure_of(level["requests_per_s"], 2),
         "goodput/s": lambda level: figure_of(level["goodput_per_s"], 2),
-        "$ per 1M output tokens": lambda level: figure_of(dollars_per_million(level, result), 2),
     }
+    if result["cost_per_hour"] is not None:
+        columns["$ per 1M output tokens"] = lambda level: figure_of(dollars_per_million(level, result), 2)
     rows = {name: [show(level) for level in result["levels"]] for name, show in columns.items()}
     for latency, label in {**LATENCY_LABELS, "tpot_ms": "TPOT [ms]"}.items():
         for stat in STATISTICS:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from llmpilot.files import replacing
-from llmpilot.report.words import COLOURS, LATENCY_LABELS, Result, limit_of, series, title
+from llmpilot.report.words import COLOURS, LATENCY_LABELS, Result, limit_of, per_dollar, series, title
 
 
 def plot_latency(result: Result, path: Path) -> None:
@@ -28,18 +28,17 @@ def plot_latency(result: Result, path: Path) -> None:
 
 
 def plot_throughput(result: Result, path: Path) -> None:
-    """Latency against throughput and against throughput per dollar: the knee is where to run."""
+    """Latency against throughput, and per dollar where a price is known: the knee is where to run."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7), layout="constrained")
-    axes = figure.subplots(2, 2)
-    per_dollar = 3600 / result["cost_per_hour"] / 1e6
+    columns = [(1.0, "output tokens/s")]
+    if (dollars := per_dollar(result)) is not None:
+        columns.append((dollars, "million output tokens per $"))
+    axes = figure.subplots(2, len(columns), squeeze=False)
     for row, latency in zip(axes, ("ttft_ms", "itl_ms"), strict=True):
         levels = [level for level in result["levels"] if level[latency]["p50"] is not None]
-        for panel, scale, label in (
-            (row[0], 1.0, "output tokens/s"),
-            (row[1], per_dollar, "million output tokens per $"),
-        ):
+        for panel, (scale, label) in zip(row, columns, strict=True):
             x = [level["throughput_tok_s"] * scale for level in levels]
             for stat in ("p50", "p95"):
                 y = [level[latency][stat] for level in levels]

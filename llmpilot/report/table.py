@@ -29,8 +29,9 @@ def print_table(result: Result) -> None:
         ("tokens/s", True, lambda level: figure_of(level["throughput_tok_s"], 0)),
         ("requests/s", False, lambda level: figure_of(level["requests_per_s"], 2)),
         ("goodput/s", False, lambda level: figure_of(level["goodput_per_s"], 2)),
-        ("$/1M tok", True, lambda level: figure_of(dollars_per_million(level, result), 2)),
     ]
+    if result["cost_per_hour"] is not None:
+        columns.append(("$/1M tok", True, lambda level: figure_of(dollars_per_million(level, result), 2)))
     shown = [column for column in columns if column[1] or out.width >= NARROW]
     if out.width >= WIDE and any("server" in level for level in result["levels"]):
         shown += [

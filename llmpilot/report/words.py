@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from llmpilot import metrics
+
 Result = dict[str, Any]
 LATENCY_LABELS = {
     "ttft_ms": "TTFT [ms]",
@@ -22,9 +24,15 @@ def short_windows(result: Result) -> list[str]:
     ]
 
 
+def service(result: Result) -> str:
+    """Return `starcoder on 1 x A100-40GB`; the LLM alone where it is not known what it runs on."""
+    model: str = result["model"]
+    return model if result["gpu"] is None else f"{model} on {result['count']} x {result['gpu']}"
+
+
 def conclusion(result: Result) -> str:
     """Return the answer in one sentence."""
-    service = f"{result['model']} on {result['count']} x {result['gpu']}"
+    price_per_hour = result["cost_per_hour"]
     limits = ", ".join(
         f"{SHORT[key]} <= {value:g} ms"
         for key, value in result["sla"].items()
@@ -33,13 +41,12 @@ def conclusion(result: Result) -> str:
     promise = f"the SLA ({limits or 'no latency limit'} at p{result['sla']['percentile']}"
     promise += f", failures <= {result['sla']['max_failure_rate']:.1%})"
     if not result["level_max"]:
-        return f"{service} keeps {promise} at no measured level (${result['cost_per_hour']:.2f}/h)."
+        dear = "" if price_per_hour is None else f" (${price_per_hour:.2f}/h)"
+        return f"{service(result)} keeps {promise} at no measured level{dear}."
     price = result["cost_per_million_output_tokens"]
-    cost = f", ${price:.2f} per million output tokens there" if price is not None else ""
-    return (
-        f"{service} takes {result['level_max']:g} {result['level_unit']} within {promise}; "
-        f"${result['cost_per_hour']:.2f}/h{cost}."
-    )
+    cost = "" if price_per_hour is None else f"; ${price_per_hour:.2f}/h"
+    cost += f", ${price:.2f} per million output tokens there" if price is not None else ""
+    return f"{service(result)} takes {result['level_max']:g} {result['level_unit']} within {promise}{cost}."
 
 
 def mark(level: dict[str, Any]) -> str:
@@ -58,17 +65,21 @@ def figure_of(value: float | None, digits: int) -> str:
 
 
 def dollars_per_million(level: dict[str, Any], result: Result) -> float | None:
-    """Return $ per 1e6 output tokens at a level; None where there are none."""
-    tokens_per_hour = level["throughput_tok_s"] * 3600
-    return result["cost_per_hour"] / tokens_per_hour * 1e6 if tokens_per_hour else None
+    """Return $ per 1e6 output tokens at a level; None where there are none, or no price is known."""
+    return metrics.cost_per_million_output_tokens(level, result["cost_per_hour"])
+
+
+def per_dollar(result: Result) -> float | None:
+    """Return what turns output tokens/s into millions of them per $; None where no price is known."""
+    price_per_hour = result["cost_per_hour"]
+    return None if price_per_hour is None else 3600 / price_per_hour / 1e6
 
 
 def title(result: Result) -> str:
     """Return what was measured, with which workload."""
     weight = result["max_batch_weight"]
-    return (
-        f"{result['model']} on {result['count']} x {result['gpu']} ({result['measurement']}), "
-        f"workload {result['workload']}" + (f", max batch weight {weight:,}" if weight else "")
+    return f"{service(result)} ({result['measurement']}), workload {result['workload']}" + (
+        f", max batch weight {weight:,}" if weight else ""
     )
 
 

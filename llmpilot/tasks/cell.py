@@ -40,12 +40,13 @@ Endpoint = VirtualService | HttpEndpoint
 class Cell:
     """Everything that decides what a characterization measures, checked and typed.
 
+    Of a service that is already there, `model` and `gpu` may be None: neither its LLM nor its price is known.
     `tuned_by` are the settings that find the max batch weight, where a tuner does: the cell is then known by
     them, as it must be before the weight is found.
     """
 
-    model: Model
-    gpu: Gpu
+    model: Model | None
+    gpu: Gpu | None
     engine: Engine
     deployment: Deployment
     max_batch_weight: int | None
@@ -59,18 +60,32 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """`starcoder on 1 x A100-40GB`: the run's name."""
-        return f"{self.model.name} on {self.gpu.profile}"
+        """`starcoder on 1 x A100-40GB`: the run's name; of a service of which less is known, what is."""
+        if isinstance(self.deployment, ExternalDeployment):
+            return service_name(self.model.name if self.model else self.deployment.model, self.gpu)
+        model, gpu = self.facts_known
+        return service_name(model.name, gpu)
+
+    @property
+    def facts_known(self) -> tuple[Model, Gpu]:
+        """The LLM and the GPU profile; every service but an external one has both."""
+        assert self.model is not None
+        assert self.gpu is not None
+        return self.model, self.gpu
+
+    @property
+    def cost_per_hour(self) -> float | None:
+        """Price of one pod [$ per hour]; None where it is not known what it runs on."""
+        return None if self.gpu is None else self.gpu.cost_per_hour
 
     def start(self) -> AbstractContextManager[Endpoint]:
         """Start the service where it is to run; it ends with the context."""
         if isinstance(self.engine, SimulatedEngine) and isinstance(self.deployment, SimulatedDeployment):
-            return self.deployment.start(self.engine, self.model, self.gpu, self.max_batch_weight)
+            return self.deployment.start(self.engine, *self.facts_known, self.max_batch_weight)
         if isinstance(self.engine, StartedEngine) and isinstance(self.deployment, ProcessDeployment):
             return self.deployment.start(
                 self.engine,
-                self.model,
-                self.gpu,
+                *self.facts_known,
                 self.max_batch_weight,
                 heaviest_request_tokens=self.traffic.heaviest_request_tokens,
             )
@@ -92,8 +107,8 @@ class Cell:
     def facts(self) -> dict[str, Any]:
         """Return all of it as nested plain values, as they are."""
         facts: dict[str, Any] = {
-            "model": self.model.model_dump(),
-            "gpu": self.gpu.model_dump(),
+            **({"model": self.model.model_dump()} if self.model else {}),
+            **({"gpu": self.gpu.model_dump()} if self.gpu else {}),
             "engine": {"name": self.engine.name, **self.engine.model_dump()},
             "deployment": {"name": self.deployment.name, **self.deployment.model_dump()},
             "max_batch_weight": self.max_batch_weight,
@@ -104,7 +119,7 @@ class Cell:
             "version": llmpilot.__version__,
         }
         if isinstance(self.engine, SimulatedEngine):
-            calibration, source = self.engine.calibrated(self.model, self.gpu)
+            calibration, source = self.engine.calibrated(*self.facts_known)
             facts["calibration"] = {"source": source, **asdict(calibration)}
         return facts
 
@@ -119,6 +134,11 @@ class Cell:
         return {key: str(value) for key, value in _flatten(redact_tree(self.facts()))}
 
 
+def service_name(model: str | None, gpu: Gpu | None) -> str:
+    """Return `starcoder on 1 x A100-40GB`, or as much of it as is known."""
+    return " on ".join([model or "a service", *([gpu.profile] if gpu else [])])
+
+
 def compose(cfg: DictConfig) -> Cell:
     """Return the cell that a composed configuration describes.
 
@@ -126,7 +146,8 @@ def compose(cfg: DictConfig) -> Cell:
         ConfigError: something in it is impossible.
         DoesNotFitError: the model, or one request of the workload, does not fit on the GPU profile.
     """
-    model, gpu = catalog.build_model(cfg.model), catalog.build_gpu(cfg.gpu)
+    model = catalog.build_model(cfg.model) if "model" in cfg else None
+    gpu = catalog.build_gpu(cfg.gpu) if "gpu" in cfg else None
     engine, deployment = build(cfg.engine, "engine"), build(cfg.deployment, "deployment")
     load, sla = parse(Load, cfg.load, "load"), parse(Sla, cfg.sla, "sla")
     seed = parse_seed(cfg.seed)
@@ -155,7 +176,9 @@ def compose(cfg: DictConfig) -> Cell:
     )
 
 
-def _batch_weight(cfg: DictConfig, engine: Engine, model: Model, gpu: Gpu, heaviest: int) -> int | None:
+def _batch_weight(
+    cfg: DictConfig, engine: Engine, model: Model | None, gpu: Gpu | None, heaviest: int
+) -> int | None:
     """Return the cap that the service gets: the given or the default one; None for a service not ours."""
     if isinstance(engine, OpenAIEngine):
         if cfg.max_batch_weight is not None:
@@ -165,6 +188,8 @@ def _batch_weight(cfg: DictConfig, engine: Engine, model: Model, gpu: Gpu, heavi
                 cure="leave it out, and give the server its own limit when you start it",
             )
         return None
+    assert model is not None
+    assert gpu is not None
     if isinstance(engine, StartedEngine):
         # The server itself finds out what fits; the profile's facts give no more than the default.
         default = engine.default_max_batch_weight(model, gpu)

@@ -21,7 +21,7 @@ from llmpilot.runfolder import RunFolder
 from llmpilot.secrets import redact, redact_tree
 from llmpilot.simulator import VirtualService
 from llmpilot.tasks import client_check, weight
-from llmpilot.tasks.cell import Cell, Endpoint, compose
+from llmpilot.tasks.cell import Cell, Endpoint, compose, service_name
 from llmpilot.tasks.characterize_show import announce, show
 from llmpilot.tracking import Tracker
 
@@ -79,7 +79,7 @@ def _measure(
                 if isinstance(endpoint, ProcessEndpoint) and endpoint.server is not None:
                     write_text(folder.artifacts / "server.log", endpoint.server.log())
             verdict = client_check.judge(endpoint, levels) if isinstance(endpoint, HttpEndpoint) else None
-            result = conclude(cell, folder, levels, verdict)
+            result = conclude(cell, endpoint, folder, levels, verdict)
             interrupts.check()
             folder.save(status="FINISHED")
             tracker.finish(folder)
@@ -118,6 +118,7 @@ def climb(cell: Cell, endpoint: Endpoint, folder: RunFolder, tracker: Tracker) -
             interrupts.check()
             progress.begin(level)
             records = run_level(endpoint, cell.traffic, level)
+            out_of_memory = _out_of_memory(endpoint)
             summary = metrics.summarize(records, cell.sla, cell.load.unit)
             if isinstance(endpoint, HttpEndpoint):
                 summary["client"] = client_check.notes_of(records)
@@ -130,13 +131,10 @@ def climb(cell: Cell, endpoint: Endpoint, folder: RunFolder, tracker: Tracker) -
             progress.end(summary)
             if isinstance(endpoint, HttpEndpoint):
                 client_check.warn(summary)
-            if isinstance(endpoint, ProcessEndpoint):
-                try:
-                    endpoint.raise_if_ended()
-                except ServerOutOfMemoryError as error:
-                    note(f"{error}\n  the ladder ends here", style="yellow")
-                    folder.save(out_of_memory=str(error))
-                    break
+            if out_of_memory is not None:
+                note(f"{out_of_memory}\n  the ladder ends here", style="yellow")
+                folder.save(out_of_memory=str(out_of_memory))
+                break
             if summary["failure_rate"] > cell.load.stop_above_failure_rate:
                 note(
                     f"{summary['failure_rate']:.0%} of the requests failed: the ladder ends here",
@@ -146,18 +144,36 @@ def climb(cell: Cell, endpoint: Endpoint, folder: RunFolder, tracker: Tracker) -
     return folder.levels()
 
 
+def _out_of_memory(endpoint: Endpoint) -> ServerOutOfMemoryError | None:
+    """Return how the server that we started ran out of memory, where it did: an outcome.
+
+    Raises:
+        ServerDiedError: it died of anything else; what it showed of the level until then is no measurement.
+    """
+    if isinstance(endpoint, ProcessEndpoint):
+        try:
+            endpoint.raise_if_ended()
+        except ServerOutOfMemoryError as error:
+            return error
+    return None
+
+
 def conclude(
-    cell: Cell, folder: RunFolder, levels: list[metrics.Level], verdict: dict[str, Any] | None
+    cell: Cell,
+    endpoint: Endpoint,
+    folder: RunFolder,
+    levels: list[metrics.Level],
+    verdict: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Return the result, and leave it with the plots and the report among the folder's artifacts."""
     best = metrics.last_within_sla(levels, cell.sla)
-    price = metrics.cost_per_million_output_tokens(best, cell.gpu.cost_per_hour)
+    price = metrics.cost_per_million_output_tokens(best, cell.cost_per_hour)
     closed = cell.load.arrival == "closed"
     largest = best["level"] if best else 0
     result = {
-        "model": cell.model.name,
-        "gpu": cell.gpu.name,
-        "count": cell.gpu.count,
+        "model": _model_name(cell, endpoint),
+        "gpu": cell.gpu.name if cell.gpu else None,
+        "count": cell.gpu.count if cell.gpu else None,
         "engine": cell.engine.name,
         "deployment": cell.deployment.name,
         "measurement": folder.state["tags"][tracking.TAG_MEASUREMENT],
@@ -168,14 +184,14 @@ def conclude(
         "users_max": int(largest) if closed else None,
         "level_max": largest,
         "level_unit": cell.load.unit,
-        "cost_per_hour": cell.gpu.cost_per_hour,
+        "cost_per_hour": cell.cost_per_hour,
         "cost_per_million_output_tokens": price,
         "sla": cell.sla.model_dump(),
         "levels": levels,
     }
     summary = {
         "users_max" if closed else "level_max": largest,
-        "cost_per_hour": cell.gpu.cost_per_hour,
+        "cost_per_hour": cell.cost_per_hour,
         "cost_per_million_output_tokens": price,
     }
     tags = folder.state["tags"] | {tracking.TAG_OUTCOME: "sla_met" if best else "sla_missed"}
@@ -197,13 +213,14 @@ def conclude(
 def _identity(cell: Cell, endpoint: Endpoint, origin: weight.Origin, settings: Tracking) -> dict[str, Any]:
     # Our own emulator answers like a real server, but nothing of it is a measurement of an engine.
     simulated = isinstance(endpoint, VirtualService) or endpoint.simulated
+    model = _model_name(cell, endpoint)
     return {
         "task": tracking.CHARACTERIZE,
-        "run_name": cell.name,
+        "run_name": service_name(model, cell.gpu),
         "tracking_uri": redact(settings.uri),
         "unit": cell.load.unit,
         "config_hash": cell.config_hash(),
-        "params": cell.params(),
+        "params": {"model.name": model} | cell.params(),
         "max_batch_weight": cell.max_batch_weight,
         "origin": origin,
         "metrics": {},
@@ -217,6 +234,14 @@ def _identity(cell: Cell, endpoint: Endpoint, origin: weight.Origin, settings: T
         | weight.tags_of(origin)
         | _known_of_the_server(endpoint),
     }
+
+
+def _model_name(cell: Cell, endpoint: Endpoint) -> str:
+    """Return the LLM's name; of one whose facts are not known, what the server calls it."""
+    if cell.model is not None:
+        return cell.model.name
+    assert isinstance(endpoint, HttpEndpoint)
+    return endpoint.model
 
 
 def _known_of_the_server(endpoint: Endpoint) -> dict[str, str]:

@@ -164,7 +164,7 @@ def search(tuning: Tuning, run_id: str | None) -> str:
                     settings,
                     weight,
                     sla=cell.sla,
-                    cost_per_hour=cell.gpu.cost_per_hour,
+                    cost_per_hour=cell.facts_known[1].cost_per_hour,
                     seed=step.seed,
                     question=step.question,
                     limit=limit_of(study.seen(), settings),
@@ -202,6 +202,7 @@ def of_the_weight(study: TuningStudy, bounds: Bounds, number: int, weight: int) 
 def conclude(tuning: Tuning, because: str) -> Result:
     """Return the result as `result_file` holds it."""
     cell, settings, bounds, study = tuning.cell, tuning.settings, tuning.bounds, tuning.study
+    model, gpu = cell.facts_known
     found = answer(study.seen(), settings)
     rows = study.rows()
     return {
@@ -211,9 +212,9 @@ def conclude(tuning: Tuning, because: str) -> Result:
         "value": found.value,
         "noise": found.noise,
         "stopped_because": because,
-        "model": cell.model.name,
-        "gpu": cell.gpu.name,
-        "count": cell.gpu.count,
+        "model": model.name,
+        "gpu": gpu.name,
+        "count": gpu.count,
         "engine": cell.engine.name,
         "workload": cell.workload_name,
         "measurement": cell.engine.measurement,

@@ -78,9 +78,7 @@ def bounds_of(cell: Cell, settings: Tuner) -> Bounds:
 def _range(cell: Cell) -> tuple[int, int, int]:
     """Return the least and the largest max batch weight that may make sense, and between two the step."""
     heaviest = cell.traffic.heaviest_request_tokens
-    most = plan_memory(
-        cell.model, cell.gpu, memory_utilization=1.0, reserve_gb_per_gpu=0.0
-    ).kv_capacity_tokens
+    most = plan_memory(*cell.facts_known, memory_utilization=1.0, reserve_gb_per_gpu=0.0).kv_capacity_tokens
     if isinstance(cell.engine, LlamaCppEngine) and not cell.engine.unified_kv:
         return heaviest, min(most, MAX_SLOTS * heaviest), heaviest
     return heaviest, most, cell.engine.block_size if isinstance(cell.engine, VllmEngine) else 1

@@ -1,24 +1,44 @@
 """The workload models that come with LLM-Pilot, and the `workload` part of the configuration."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import DictConfig
+from pydantic import Field, model_validator
 
 from llmpilot.config import Facts, parse
 from llmpilot.errors import ConfigError, did_you_mean
-from llmpilot.workload.joint import WorkloadModel
+from llmpilot.workload.joint import WorkloadModel, fit
+from llmpilot.workload.requests import from_lengths
 
 FOLDER = Path(__file__).parent / "models"
 SHIPPED = ("paper", "production", "azure_code", "azure_conv")
 PREFIX = "shipped:"
+FIXED = "fixed"
+Tokens = Annotated[int, Field(gt=0, le=10_000_000)]
 
 
 class Workload(Facts):
-    """Which workload model to draw requests from: `shipped:<name>`, or the path of a fitted one."""
+    """Which workload model to draw requests from: `shipped:<name>`, the path of a fitted one, or `fixed`:
+    every request of `input_tokens` and `output_tokens`, one sequence, decoded greedily."""
 
     name: str
     model: str | None = None
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
+
+    @model_validator(mode="after")
+    def _lengths_where_they_count(self) -> "Workload":
+        for key in ("input_tokens", "output_tokens"):
+            given = getattr(self, key)
+            if self.model == FIXED and given is None:
+                raise ValueError(f"workload.{key} is missing: workload=fixed workload.{key}=64")
+            if self.model != FIXED and given is not None:
+                raise ValueError(
+                    f"workload.{key}={given} is for requests that are all alike: workload=fixed; "
+                    "all others have lengths of their own"
+                )
+        return self
 
 
 def load_workload(node: DictConfig | dict[str, Any]) -> WorkloadModel:
@@ -35,6 +55,11 @@ def load_workload(node: DictConfig | dict[str, Any]) -> WorkloadModel:
             cure="fit one with `python -m llmpilot task=workload trace.path=<your trace>`, then set "
             "workload.model=workload.parquet; or take a shipped one: workload=" + " | ".join(SHIPPED),
         )
+    if facts.model == FIXED:
+        assert facts.input_tokens is not None
+        assert facts.output_tokens is not None
+        alike = from_lengths([facts.input_tokens], [facts.output_tokens])
+        return fit(lambda: [alike])
     if not facts.model.startswith(PREFIX):
         return WorkloadModel.load(Path(facts.model).expanduser())
     name = facts.model.removeprefix(PREFIX)
