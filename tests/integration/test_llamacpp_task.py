@@ -71,8 +71,34 @@ def test_no_server_outlives_the_command(workdir: Path, number: signal.Signals, c
     assert not _mentioning(str(workdir / "tiny.gguf"))
 
 
+def test_a_level_in_which_the_server_died_is_measured_again(run: Run, workdir: Path) -> None:
+    write_gguf("tiny.gguf")
+    ladder = (
+        "load.users=[1,2]",
+        "load.duration_s=2",
+        "load.warmup_s=0.3",
+        "deployment.client.calibrate=false",
+    )
+    command = [sys.executable, "-m", "llmpilot", *SERVED, *ladder]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as us:
+        assert us.stderr is not None
+        said = [next(line for line in us.stderr if "1 users:" in line)]
+        for pid in _mentioning(str(workdir / "tiny.gguf")):
+            os.kill(pid, signal.SIGKILL)
+        said += us.stderr.readlines()
+        assert us.wait(60) == 1, said
+    assert "exit code -9" in "".join(said)
+    (kept,) = Path(".llmpilot/runs").glob("*/levels.json")
+    assert [level["users"] for level in json.loads(kept.read_text())] == [1]
+
+    ran = run(*SERVED, *ladder, "result_file=r.json")
+    assert ran.code == 0, ran.err
+    levels = json.loads(Path("r.json").read_text())["levels"]
+    assert [(level["users"], level["requests_failed"]) for level in levels] == [(1, 0), (2, 0)]
+
+
 def _mentioning(words: str) -> list[int]:
     """Return the processes with these words in their command lines."""
-    lines = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    lines = subprocess.run(["ps", "-ewwo", "pid=,args="], capture_output=True, text=True, check=True).stdout
     found = [int(line.split()[0]) for line in lines.splitlines() if words in line]
     return [pid for pid in found if pid != os.getpid()]
