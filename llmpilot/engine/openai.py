@@ -27,6 +27,9 @@ EXTRAS: dict[Dialect, dict[str, Any]] = {
 }
 """Fields beyond OpenAI's own that make lengths exact and tokens countable, by the server's dialect."""
 
+MOST_TOKENS = 2**31 - 1
+"""That a count may state: beyond any context, and what a column of the records holds."""
+
 _OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemory|can't allocate memory", re.IGNORECASE)
 
 
@@ -145,7 +148,7 @@ class Tokens:
 
         Raises:
             StreamError: it is an error object.
-            ValueError: it is nothing that this API sends.
+            ValueError, TypeError, AttributeError: it is nothing that this API sends.
         """
         if payload is None:  # so llama.cpp's server begins the answer to several prompts
             return 0
@@ -157,17 +160,23 @@ class Tokens:
         if choices is None:
             raise ValueError("an object without choices")
         self.response_id = self.response_id or str(payload.get("id") or "")
-        usage = payload.get("usage")
+        usage, timings = payload.get("usage"), payload.get("timings")
+        running = predicted = None
         if usage:
-            self.input_tokens = usage.get("prompt_tokens")
+            stated = usage.get("prompt_tokens")
+            if stated != self.input_tokens:
+                self.input_tokens = _count(stated)
+            running = _count(usage.get("completion_tokens"))
             if not choices:
-                self.total = usage.get("completion_tokens")
+                self.total = running
+        if timings:
+            predicted = _count(timings.get("predicted_n"))
         first = 0
         for choice in choices:
             index = choice.get("index", 0)
             if not 0 <= index < len(self.counts):
                 raise ValueError(f"a choice that was not asked for: index {index}")
-            tokens = self._tokens(choice, self.counts[index], usage, payload.get("timings"))
+            tokens = self._tokens(choice, self.counts[index], running, predicted)
             self.counts[index] += tokens
             if index == 0:
                 first += tokens
@@ -176,10 +185,8 @@ class Tokens:
                 self.finish = "stop" if finish == "eos_token" else finish  # TGI's word for it
         return first
 
-    def _tokens(self, choice: dict[str, Any], so_far: int, usage: Any, timings: Any) -> int:
+    def _tokens(self, choice: dict[str, Any], so_far: int, running: int | None, predicted: int | None) -> int:
         ids = choice.get("token_ids")
-        running = usage.get("completion_tokens") if usage else None
-        predicted = timings.get("predicted_n") if timings else None
         if not self.method:
             if ids is not None:
                 self.method = "token_ids"
@@ -198,6 +205,17 @@ class Tokens:
         if self.method == "timings":
             return max(0, (predicted or 0) - so_far)
         return int(_has_text(choice))
+
+
+def _count(stated: Any) -> int | None:
+    """Return a number of tokens as the server states it; proxies make 64.0 of 64."""
+    if stated is None:
+        return None
+    if type(stated) is float and stated.is_integer():
+        stated = int(stated)
+    if type(stated) is not int or not 0 <= stated <= MOST_TOKENS:
+        raise ValueError("what should be a number of tokens is none")
+    return stated
 
 
 def _has_text(choice: dict[str, Any]) -> bool:

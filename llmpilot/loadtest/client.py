@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llmpilot
+from llmpilot import interrupts
 from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.errors import PilotError
 from llmpilot.loadtest.http import clock_ns
@@ -94,11 +95,13 @@ def _started(jobs: list[Job]) -> Iterator[list[Connection]]:
         for job in jobs:
             ours, theirs = socket.socketpair()
             command = [sys.executable, "-m", "llmpilot.loadtest.worker", str(theirs.fileno())]
-            processes.append(
-                subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment
+            # A terminal's Ctrl-C is for us alone: a worker would say where in its imports it was.
+            with interrupts.held():
+                processes.append(
+                    subprocess.Popen(
+                        command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment
+                    )
                 )
-            )
             theirs.close()
             channel: Connection = Connection(ours.detach())
             channels.append(channel)

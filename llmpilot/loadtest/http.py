@@ -8,18 +8,20 @@ import asyncio
 import socket
 import ssl
 import time
-from array import array
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from llmpilot.loadtest.flight import Flight
+from llmpilot.loadtest.framing import BLANK_LINE, LAST_CHUNK, chunks_end, is_interim, length_of
+
 clock_ns = time.perf_counter_ns
 """Monotonic, and on Linux, macOS and Windows the same in every process of the machine."""
 
-LAST_CHUNK = b"\r\n0\r\n\r\n"
-HEAD_END = b"\r\n\r\n"
 MAX_HEAD = 65_536
+SHORT = len(LAST_CHUNK)
+TWO_BLANK_LINES = b"\r\n\r\n\r\n"
+"""As a chunk ends whose events end with such a line: no answer does."""
 
 _HEAD, _CHUNKED, _LENGTH, _UNTIL_CLOSE = range(4)
 
@@ -62,43 +64,6 @@ def head_of(url: str, path: str, headers: dict[str, str]) -> bytes:
 def request(head: bytes, request_id: bytes, body: bytes) -> bytes:
     """Return a whole request: `head_of` it, an id to find it again in the server's log, and its body."""
     return b"%bX-Request-Id: %b\r\nContent-Length: %d\r\n\r\n%b" % (head, request_id, len(body), body)
-
-
-class Flight:
-    """One request on its way: what was sent, and every piece of its answer with its time."""
-
-    __slots__ = (
-        "awaited",
-        "begun_ns",
-        "connection",
-        "on_end",
-        "output_tokens",
-        "owner",
-        "pieces",
-        "row",
-        "sent_ns",
-        "sequences",
-        "streaming",
-        "times",
-        "wire",
-    )
-
-    def __init__(self, row: int, wire: bytes, output_tokens: int, sequences: int) -> None:
-        self.row, self.wire = row, wire
-        self.output_tokens, self.sequences = output_tokens, sequences
-        self.begun_ns = 0  # from when latency counts: sent, or in an open loop scheduled
-        self.sent_ns = 0
-        self.pieces: list[bytes] = []
-        self.times = array("q")
-        self.awaited = False
-        self.streaming = False  # something behind the head has come
-        self.connection: Connection | None = None
-        self.owner: object = None
-        self.on_end: Callable[[Flight, str], None] = _ignore
-
-
-def _ignore(_flight: Flight, _kind: str) -> None:
-    pass
 
 
 class Connection(asyncio.Protocol):
@@ -153,22 +118,20 @@ class Connection(asyncio.Protocol):
             return
         flight.times.append(now_ns)
         flight.pieces.append(data)
+        size = len(data)
         if self._framing == _CHUNKED:
-            flight.streaming = True
-            if data.endswith(LAST_CHUNK) or (
-                len(data) < len(LAST_CHUNK)
-                and b"".join(flight.pieces[-len(LAST_CHUNK) :]).endswith(LAST_CHUNK)
-            ):
+            # A cheap look first: few pieces can be the last one.
+            if (
+                size < SHORT or (data.endswith(BLANK_LINE) and not data.endswith(TWO_BLANK_LINES))
+            ) and chunks_end(flight.pieces):
                 self._end("")
         elif self._framing == _HEAD:
             self._read_head(flight)
-        else:
-            flight.streaming = True
-            if self._framing == _LENGTH:
-                self._left -= len(data)
-                if self._left <= 0:
-                    self.usable &= self._left == 0
-                    self._end("")
+        elif self._framing == _LENGTH:
+            self._left -= size
+            if self._left <= 0:
+                self.usable &= self._left == 0
+                self._end("")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The other side has closed or reset the connection, or we have."""
@@ -200,32 +163,38 @@ class Connection(asyncio.Protocol):
 
     def _read_head(self, flight: Flight) -> None:
         received = flight.pieces[0] if len(flight.pieces) == 1 else b"".join(flight.pieces)
-        end = received.find(HEAD_END)
-        if end < 0:
-            if len(received) > MAX_HEAD or not b"HTTP/1.".startswith(received[:7]):
+        start = 0
+        while True:
+            end = received.find(BLANK_LINE, start)
+            if end < 0:
+                if len(received) > MAX_HEAD or not b"HTTP/1.".startswith(received[start : start + 7]):
+                    self._end("bad_http")
+                return
+            head = received[start:end].lower()
+            if not head.startswith(b"http/1."):
                 self._end("bad_http")
-            return
-        head = received[:end].lower()
-        if not head.startswith(b"http/1."):
-            self._end("bad_http")
-            return
-        body = len(received) - end - len(HEAD_END)
-        flight.streaming = body > 0
+                return
+            flight.status = head[9:12]
+            if not is_interim(flight.status):
+                break
+            start = end + len(BLANK_LINE)
+        body = len(received) - end - len(BLANK_LINE)
+        flight.head_pieces = len(flight.pieces) - (body > 0)
         if b"\r\nconnection: close" in head or (
             head.startswith(b"http/1.0") and b"\r\nconnection: keep-alive" not in head
         ):
             self.usable = False
         if b"\r\ntransfer-encoding:" in head:
             self._framing = _CHUNKED
-            if received.endswith(LAST_CHUNK):
+            if body and chunks_end(flight.pieces):
                 self._end("")
         elif (at := head.find(b"\r\ncontent-length:")) >= 0:
             self._framing = _LENGTH
-            digits = head[at + 17 :].split(b"\r\n", 1)[0].strip()
-            if not digits.isdigit():
+            length = length_of(head[at + 17 :].split(b"\r\n", 1)[0].strip())
+            if length is None:
                 self._end("bad_http")
                 return
-            self._left = int(digits) - body
+            self._left = length - body
             if self._left <= 0:
                 self.usable &= self._left == 0
                 self._end("")

@@ -9,17 +9,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from llmpilot.engine.openai import StreamError, Tokens, error_kind
+from llmpilot.loadtest.framing import Segments, body_of, encoding_of, split_head
 
-HEAD_END = b"\r\n\r\n"
 MESSAGE_LENGTH = 500
+ID_LENGTH = 200
+MAX_LINES = 1000
+"""Over which the data of one event may go on: far more than any server writes."""
 
 
 @dataclass
 class Answer:
     """One request's answer: how it failed ("" for a success) and when the first sequence's tokens came [ns].
 
-    `last_ns` is when the last token of any sequence came; `chunks` counts the pieces of the stream that
-    carried tokens of the first sequence, `merged` those of them that carried more than one.
+    Tokens beyond what was asked for have no times. `last_ns` is when the last token of any sequence came;
+    `chunks` counts the pieces of the stream that carried tokens of the first sequence, `merged` those of
+    them that carried more than one.
     """
 
     failure: str = ""
@@ -60,6 +64,10 @@ def read_answer(
         answer.message = _text(body)
         answer.failure = error_kind(answer.message, f"http_{status}")
         return answer
+    if encoding := encoding_of(headers):
+        answer.failure = "encoded_answer"
+        answer.message = _text(b"the body comes as " + encoding + b", which was not asked for")
+        return answer
     content_type = headers.get(b"content-type", b"text/event-stream")
     if b"event-stream" not in content_type:
         answer.message = _text(content_type + b": " + body)
@@ -67,9 +75,10 @@ def read_answer(
         return answer
     tokens = Tokens(sequences)
     arrivals = _Arrivals(segments, ends, times_ns)
-    stated = _read_events(body, arrivals, tokens, answer, cut=bool(broken) or not whole)
+    cut = bool(broken) or not whole
+    stated = _read_events(body, arrivals, tokens, answer, output_tokens=output_tokens, cut=cut)
     answer.method, answer.input_tokens = tokens.method, tokens.input_tokens
-    answer.response_id = tokens.response_id
+    answer.response_id = _clean(tokens.response_id, ID_LENGTH)
     if stated:
         answer.failure = stated
     elif not answer.failure:
@@ -78,70 +87,6 @@ def read_answer(
         else:
             _check_lengths(answer, tokens, output_tokens, may_end_early)
     return answer
-
-
-def split_head(raw: bytes) -> tuple[int, dict[bytes, bytes], int]:
-    """Return status, header fields (names in lower case) and where the body starts; status 0 for no HTTP."""
-    end = raw.find(HEAD_END)
-    lines = raw[: max(end, 0)].split(b"\r\n")
-    words = lines[0].split(None, 2)
-    if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
-        return 0, {}, 0
-    fields = (line.partition(b":") for line in lines[1:])
-    headers = {name.strip().lower(): value.strip().lower() for name, _, value in fields}
-    return int(words[1]), headers, end + len(HEAD_END)
-
-
-Segments = list[tuple[int, int]]
-"""Where parts of the body lie: (offset in the body, offset in the stream), rising."""
-
-
-def body_of(raw: bytes, headers: dict[bytes, bytes], start: int) -> tuple[bytes, Segments, bool, bool]:
-    """Return the body without its framing, where its parts lie in `raw`, whether it is whole, and sound.
-
-    A body that the connection's end delimits counts as whole.
-    """
-    if b"transfer-encoding" in headers:
-        return _dechunk(raw, start)
-    length = headers.get(b"content-length")
-    if length is None:
-        return raw[start:], [(0, start)], True, True
-    if not length.isdigit():
-        return b"", [(0, start)], False, False
-    body = raw[start : start + int(length)]
-    return body, [(0, start)], len(body) == int(length), True
-
-
-def _dechunk(raw: bytes, at: int) -> tuple[bytes, Segments, bool, bool]:
-    parts: list[bytes] = []
-    segments: Segments = []
-    size_of_body = 0
-    find = raw.find
-    while True:
-        line_end = find(b"\r\n", at)
-        if line_end < 0:
-            whole, sound = False, True
-            break
-        try:
-            size = int(raw[at:line_end].partition(b";")[0], 16)
-        except ValueError:
-            whole = sound = False
-            break
-        if size <= 0:
-            whole = sound = size == 0
-            break
-        at = line_end + 2
-        segments.append((size_of_body, at))
-        parts.append(raw[at : at + size])
-        size_of_body += size
-        at += size + 2
-        if at > len(raw):
-            whole, sound = False, True
-            break
-        if raw[at - 2 : at] != b"\r\n":
-            whole = sound = False
-            break
-    return b"".join(parts), segments, whole, sound
 
 
 class _Arrivals:
@@ -190,13 +135,15 @@ def events(body: bytes, cut: bool = False) -> Iterator[tuple[bytes, int]]:
             yield b"?" + line, last
 
 
-def _read_events(body: bytes, arrivals: _Arrivals, tokens: Tokens, answer: Answer, cut: bool) -> str:
+def _read_events(
+    body: bytes, arrivals: _Arrivals, tokens: Tokens, answer: Answer, *, output_tokens: int, cut: bool
+) -> str:
     """Read all events into `tokens` and `answer`; return the fault that the stream states, or ""."""
     token_ns, loads, feed = answer.token_ns, json.loads, tokens.feed
     arrivals_of: list[int] = []
     carried: list[int] = []
     fault = ""
-    counted = 0
+    counted = lines = 0
     pending = b""
     for data, last in events(body, cut):
         if data == b"[DONE]":
@@ -210,19 +157,24 @@ def _read_events(body: bytes, arrivals: _Arrivals, tokens: Tokens, answer: Answe
         try:
             payload = loads(pending + data)
         except ValueError:
-            # Data may go on over several lines; what never becomes JSON is garbage.
+            # Data may go on over several lines, to an empty one; what is no JSON then is garbage.
             pending += data + b"\n"
+            lines += 1
+            if lines == MAX_LINES or body.startswith((b"\n", b"\r\n"), last + 1):
+                break
             continue
-        pending = b""
+        except RecursionError as error:
+            fault = _misread(answer, error, data)
+            break
+        pending, lines = b"", 0
         try:
             new = feed(payload)
         except StreamError as error:
-            answer.message = _text(str(error).encode())
+            answer.message = _clean(str(error), MESSAGE_LENGTH)
             fault = error_kind(answer.message, "error_in_stream")
             break
-        except (ValueError, TypeError, AttributeError) as error:
-            answer.message = _text(f"{error}: ".encode() + data)
-            fault = "bad_sse"
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            fault = _misread(answer, error, data)
             break
         total = sum(tokens.counts) if len(tokens.counts) > 1 else tokens.counts[0]
         if total > counted:
@@ -236,10 +188,12 @@ def _read_events(body: bytes, arrivals: _Arrivals, tokens: Tokens, answer: Answe
         fault = "bad_sse"
     if not fault and not cut:
         _spread_uncounted(tokens, carried)
-    for arrived_ns, count in zip(arrivals_of, carried, strict=True):
-        token_ns.extend([arrived_ns] * count)
     answer.chunks = len(carried)
     answer.merged = sum(count > 1 for count in carried)
+    if sum(carried) > output_tokens:
+        carried = list(_first(carried, output_tokens))
+    for arrived_ns, count in zip(arrivals_of, carried, strict=True):
+        token_ns.extend([arrived_ns] * count)
     return fault
 
 
@@ -257,6 +211,13 @@ def _spread_uncounted(tokens: Tokens, carried: list[int]) -> None:
         carried[i] += each + (i * extra // len(carried) != (i + 1) * extra // len(carried))
 
 
+def _first(counts: list[int], total: int) -> Iterator[int]:
+    """Yield the counts, cut where their sum would exceed this total."""
+    for count in counts:
+        yield min(count, total)
+        total -= min(count, total)
+
+
 def _check_lengths(answer: Answer, tokens: Tokens, output_tokens: int, may_end_early: bool) -> None:
     fewest, most = min(tokens.counts), max(tokens.counts)
     if most > output_tokens:
@@ -272,5 +233,15 @@ def _check_lengths(answer: Answer, tokens: Tokens, output_tokens: int, may_end_e
         )
 
 
+def _misread(answer: Answer, error: Exception, data: bytes) -> str:
+    answer.message = _text(_clean(str(error), MESSAGE_LENGTH).encode() + b": " + data)
+    return "bad_sse"
+
+
 def _text(data: bytes) -> str:
     return data[:MESSAGE_LENGTH].decode("utf-8", "replace")
+
+
+def _clean(text: str, length: int) -> str:
+    """Return text that can be written down: JSON may hold halves of characters, and a name of any length."""
+    return text[:length].encode("utf-8", "replace").decode()

@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmpilot.loadtest.http import Flight
+from llmpilot.loadtest.flight import Flight
 from llmpilot.loadtest.stream import Answer
 
 Int = NDArray[np.int64]
@@ -97,14 +97,18 @@ class Log:
             raw = self._spool.read(columns["size"][i])
             broken = self._broken[i]
             if raw:
-                answer = read_answer(
-                    raw,
-                    list(accumulate(lengths)),
-                    times,
-                    output_tokens=columns["asked"][i],
-                    sequences=columns["sequences"][i],
-                    broken=broken,
-                )
+                try:
+                    answer = read_answer(
+                        raw,
+                        list(accumulate(lengths)),
+                        times,
+                        output_tokens=columns["asked"][i],
+                        sequences=columns["sequences"][i],
+                        broken=broken,
+                    )
+                except Exception as error:
+                    # One answer that nobody has thought of must not cost the level all others.
+                    answer = Answer(failure="unreadable_answer", message=f"{error!a:.200}")
             else:
                 answer = Answer(failure=broken or "bad_http")
             failures.append(answer.failure)

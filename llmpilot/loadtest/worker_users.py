@@ -12,9 +12,10 @@ from functools import partial
 from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.engine.openai import Asked
 from llmpilot.loadtest.client_prompts import TextPrompts, TokenIdPrompts
+from llmpilot.loadtest.flight import Flight
+from llmpilot.loadtest.framing import tail_of
 from llmpilot.loadtest.http import (
     Connection,
-    Flight,
     Target,
     clock_ns,
     connect,
@@ -197,7 +198,7 @@ class Sender(ABC):
             self._on_quiet()
 
     def _touch(self) -> None:
-        """Every so often: measure how late the loop runs, and give up on what takes too long."""
+        """Every so often: measure how late the loop runs, and give up on what takes, or is, too long."""
         if self._over:
             return
         now_ns = clock_ns()
@@ -206,7 +207,9 @@ class Sender(ABC):
         token_ns = self.settings.token_timeout_s * SECOND
         request_ns = self.settings.request_timeout_s * SECOND
         for flight in tuple(self.active):
-            if flight.streaming and now_ns - flight.times[-1] > token_ns:
+            if flight.endless():
+                self._give_up(flight, "endless_answer")
+            elif flight.streaming and now_ns - flight.times[-1] > token_ns:
                 self._give_up(flight, "stall_timeout")
             elif now_ns - flight.begun_ns > request_ns:
                 self._give_up(flight, "request_timeout")
@@ -280,13 +283,16 @@ class ClosedLoop(Sender):
 
 
 _ERROR = re.compile(rb'"error"\s*:\s*["{]')
-_LAST_PIECES = 8
+_END = re.compile(rb'\[DONE\]|"finish_reason"\s*:\s*"\w')
+_LAST_BYTES = 2048
 
 
 def _looks_good(flight: Flight) -> bool:
     """Whether an answer looks like a success, without reading it: users of a failing server slow down."""
-    end = b"".join(flight.pieces[-_LAST_PIECES:])
-    return flight.pieces[0][9:12] == b"200" and b"data:" in end and not _ERROR.search(end)
+    if flight.status != b"200":
+        return False
+    end = tail_of(flight.pieces, _LAST_BYTES)
+    return b'"choices"' in end and _END.search(end) is not None and not _ERROR.search(end)
 
 
 class OpenLoop(Sender):

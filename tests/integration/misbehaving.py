@@ -1,25 +1,28 @@
 """A server that misbehaves in every way a client must survive; the length of a prompt chooses the way."""
 
 import asyncio
+import gzip
 import json
 import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 Way = Callable[[Writer, int], AsyncIterator[bytes]]
 
 FIRST_LENGTH = 8
 PAUSE_S = 0.002
+THOUGHT_S = 0.01  # before every answer, or users would be through with their requests too soon
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 CHUNKED = SSE + b"Transfer-Encoding: chunked\r\n\r\n"
 DONE = b"data: [DONE]\n\n"
 
 
-def event(tokens: int = 1) -> bytes:
+def event(tokens: int = 1, **more: Any) -> bytes:
     choice = {"index": 0, "text": " a" * tokens, "finish_reason": None, "token_ids": [7] * tokens}
-    return b"data: " + json.dumps({"id": "x", "choices": [choice]}).encode() + b"\n\n"
+    return b"data: " + json.dumps({"id": "x", "choices": [choice], **more}).encode() + b"\n\n"
 
 
 def chunk(data: bytes) -> bytes:
@@ -123,6 +126,42 @@ def ending(end: bytes, missing: int = 0) -> Way:
     return way
 
 
+def counting(usage: dict[str, Any]) -> Way:
+    """Every chunk states this usage."""
+
+    async def way(_writer: Writer, n: int) -> AsyncIterator[bytes]:
+        yield CHUNKED
+        for _ in range(n):
+            yield chunk(event(usage=usage))
+        yield chunk(DONE) + chunk(b"")
+
+    return way
+
+
+async def good_behind_hints(_writer: Writer, n: int) -> AsyncIterator[bytes]:
+    yield b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 100 Continue\r\n"
+    await asyncio.sleep(PAUSE_S)
+    yield b"\r\n"
+    async for part in stream(n):
+        yield part
+
+
+async def good_with_trailer_in_pieces(_writer: Writer, n: int) -> AsyncIterator[bytes]:
+    async for part in stream(n, chunk(DONE)):
+        yield part
+    for part in (b"0;last\r\nX-", b"Sum: 1\r", b"\nX-B: 2\r\n\r", b"\n"):
+        await asyncio.sleep(PAUSE_S)
+        yield part
+
+
+async def endless(writer: Writer, _n: int) -> AsyncIterator[bytes]:
+    yield CHUNKED
+    tokens = chunk(event()) * 500
+    while True:
+        yield tokens
+        await writer.drain()
+
+
 def as_error(message: str) -> bytes:
     return json.dumps({"error": {"message": message, "code": 500}}).encode()
 
@@ -135,6 +174,10 @@ WAYS: dict[str, tuple[Way, str]] = {
     "good, tokens merged": (good_merged, ""),
     "good, then closes": (good_then_closes, ""),
     "good, no [DONE]": (good_without_done, ""),
+    "good, trailer": (ending(chunk(DONE) + b"0\r\nX-Sum: 1\r\n\r\n"), ""),
+    "good, trailer in pieces": (good_with_trailer_in_pieces, ""),
+    "good, early hints": (good_behind_hints, ""),
+    "good, counts are floats": (counting({"prompt_tokens": 64.0, "completion_tokens": 6.0}), ""),
     "reset before a byte": (reset_before_response, "reset_before_response"),
     "reset mid-stream": (reset_mid_stream, "reset_mid_stream"),
     "end of connection mid-stream": (end_mid_stream, "reset_mid_stream"),
@@ -153,6 +196,10 @@ WAYS: dict[str, tuple[Way, str]] = {
     "garbage for http": (answering(b"SSH-2.0-OpenSSH\r\n\r\n"), "bad_http"),
     "garbage for sse": (ending(chunk(b"data: {'no': json}\n\n") + chunk(b""), 1), "bad_sse"),
     "half a line": (ending(chunk(event()[:40]) + chunk(b""), 1), "bad_sse"),
+    "half an answer at once": (
+        answering(CHUNKED + chunk(event()) + chunk(event()[:40]) + chunk(b"")),
+        "bad_sse",
+    ),
     "not our json": (ending(chunk(b'data: {"hello": 1}\n\n') + chunk(b""), 1), "bad_sse"),
     "bad chunk": (ending(b"xyz\r\nhello\r\n0\r\n\r\n", 1), "bad_http"),
     "error mid-stream": (
@@ -165,6 +212,30 @@ WAYS: dict[str, tuple[Way, str]] = {
     ),
     "too few": (ending(chunk(DONE) + chunk(b""), 1), "too_few_tokens"),
     "too many": (ending(chunk(event(3)) + chunk(DONE) + chunk(b"")), "too_many_tokens"),
+    "endless": (endless, "endless_answer"),
+    "encoded": (
+        answering(
+            SSE
+            + b"Content-Encoding: gzip\r\nConnection: close\r\nContent-Length: 20\r\n\r\n"
+            + gzip.compress(b"")
+        ),
+        "encoded_answer",
+    ),
+    "counts infinitely many": (counting({"completion_tokens": float("inf")}), "bad_sse"),
+    "counts fewer than none": (counting({"completion_tokens": -1}), "bad_sse"),
+    "counts billions": (counting({"completion_tokens": 3_000_000_000}), "bad_sse"),
+    "counts in words": (counting({"prompt_tokens": "64"}), "bad_sse"),
+    "counts beyond 64 bits": (counting({"prompt_tokens": 2**70}), "bad_sse"),
+    "nested deeply": (ending(chunk(b"data: " + b"[" * 100_000 + b"\n\n") + chunk(b"")), "bad_sse"),
+    "half a character": (
+        ending(chunk(b'data: {"error": "\\ud800 boo"}\n\n') + chunk(b"")),
+        "error_in_stream",
+    ),
+    "status of many digits": (
+        answering(b"HTTP/1.1 " + b"2" * 5000 + b" OK\r\nContent-Length: 0\r\n\r\n"),
+        "bad_http",
+    ),
+    "length of many digits": (answering(SSE + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n"), "bad_http"),
     "none": (answering(CHUNKED + chunk(DONE) + chunk(b"")), "too_few_tokens"),
 }
 """Every way, and the failure's kind that it must be counted under ("" for a success)."""
@@ -178,6 +249,7 @@ async def _serve(reader: Reader, writer: Writer) -> None:
             length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
             body = json.loads(await reader.readexactly(length))
             way, _ = ways[len(body["prompt"]) - FIRST_LENGTH]
+            await asyncio.sleep(THOUGHT_S)
             async for part in way(writer, body["max_tokens"]):
                 if part:
                     writer.write(part)

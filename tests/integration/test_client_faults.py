@@ -20,13 +20,20 @@ TOKENS = 6
 WORKLOAD = fit(lambda: [from_lengths([8], [TOKENS])])
 
 
-def level(url: str, users: int, duration_s: float, verify_tls: bool = True) -> Records:
-    rows = np.arange(20_000)
-    load = Load(arrival="closed", users=[users], warmup_s=0, duration_s=duration_s, drain_s=5)
+def level(
+    url: str, users: int, duration_s: float, *, ways: tuple[str, ...] = tuple(WAYS), verify_tls: bool = True
+) -> Records:
+    """Return the records of a level whose users meet these ways in turn, always the same ones."""
+    rows = np.arange(50_000)
+    load = Load(arrival="closed", users=[users], warmup_s=0, duration_s=duration_s, drain_s=20)
+    lengths = FIRST_LENGTH + np.array([list(WAYS).index(way) for way in ways])
     traffic = Traffic(
-        load, WORKLOAD, 1, from_lengths(FIRST_LENGTH + rows % users, np.full(len(rows), TOKENS))
+        load,
+        WORKLOAD,
+        1,
+        from_lengths(lengths[rows % users % len(lengths)], np.full(len(rows), TOKENS)),
     )
-    settings = ClientSettings(token_timeout_s=0.4, request_timeout_s=0.9, backoff_s=0.05)
+    settings = ClientSettings(token_timeout_s=2, request_timeout_s=5, backoff_s=0.05)
     place = HttpEndpoint(url, "m", OpenAIEngine(), "vllm", verify_tls=verify_tls, client=settings)
     return run_level(place, traffic, users)
 
@@ -80,6 +87,13 @@ def test_dead_server_is_not_hammered() -> None:
     assert set(records.failure) - {"unfinished"} == {"connection_refused"}
     assert (records.first_token_us == -1).all()
     assert len(records) <= 2 * 8  # waits of 50, 100, 200, 400 ms
+
+
+def test_answers_that_only_begin_as_successes_are_no_reason_to_hammer() -> None:
+    with serving() as url:
+        records = level(url, 2, 0.6, ways=("half an answer at once", "none"))
+    assert set(records.failure) - {"unfinished"} == {"bad_sse", "too_few_tokens"}
+    assert len(records) <= 2 * 8
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")

@@ -9,8 +9,10 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llmpilot.emulator import FixedTiming, Options, ProcessEmulator, in_process
@@ -20,8 +22,12 @@ TTFT_MS, ITL_MS, TOKENS = 60.0, 10.0, 24
 
 @pytest.fixture
 def emulator() -> Iterator[ProcessEmulator]:
-    with in_process(options=Options(fixed=FixedTiming(ttft_ms=TTFT_MS, itl_ms=ITL_MS))) as running:
+    with emulating() as running:
         yield running
+
+
+def emulating() -> AbstractContextManager[ProcessEmulator]:
+    return in_process(options=Options(fixed=FixedTiming(ttft_ms=TTFT_MS, itl_ms=ITL_MS)))
 
 
 def executable(name: str) -> str:
@@ -82,18 +88,20 @@ PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrain
 """
 
 
-def test_guidellm(emulator: ProcessEmulator, tmp_path: Path) -> None:
-    """It measures what the emulator was told to do; the load tester's own error is its own affair."""
+def test_guidellm(tmp_path: Path) -> None:
+    """It measures what the emulator has sent; the load tester's own error is its own affair."""
     guidellm = executable("guidellm")
     run([str(Path(guidellm).with_name("python")), "-c", TOKENIZER], tmp_path)
     prompts = [json.dumps({"prompt": f"one {k} two", "output_tokens_count": TOKENS}) for k in range(40)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(prompts), encoding="utf-8")
     command = [guidellm, "run", "--disable-console"]
-    command += ["--backend", f"kind=openai_http,target={emulator.url},model=bigcode/starcoder"]
     command += ["--profile", "kind=concurrent,streams=4", "--constraint", "kind=max_requests,count=32"]
     command += ["--tokenizer", "kind=huggingface_auto,model=tokenizer"]
     command += ["--data", "kind=json_file,path=prompts.jsonl", "--output", "kind=json,path=report.json"]
-    run(command, tmp_path)
+    with emulating() as emulator:
+        backend = f"kind=openai_http,target={emulator.url},model=bigcode/starcoder"
+        run([*command, "--backend", backend], tmp_path)
+    gaps_ms = np.concatenate([np.diff(t.values.to_numpy()) for t in emulator.truth()["sent_ns"]]) / 1e6
     (benchmark,) = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["benchmarks"]
     measured = {
         name: values["successful"]
@@ -102,7 +110,7 @@ def test_guidellm(emulator: ProcessEmulator, tmp_path: Path) -> None:
     }
     assert measured["output_token_count"]["median"] == TOKENS
     assert measured["time_to_first_token_ms"]["median"] >= TTFT_MS
-    assert measured["inter_token_latency_ms"]["median"] == pytest.approx(ITL_MS, rel=0.2)
+    assert gaps_ms.min() <= measured["inter_token_latency_ms"]["median"] <= gaps_ms.max()
     assert benchmark["metrics"]["request_totals"]["errored"] == 0
 
 

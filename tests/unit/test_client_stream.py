@@ -6,7 +6,8 @@ from bisect import bisect_right
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmpilot.loadtest.stream import Answer, read_answer, split_head
+from llmpilot.loadtest.framing import split_head
+from llmpilot.loadtest.stream import Answer, read_answer
 
 JSON_TEXT = st.text(max_size=8)
 
