@@ -31,7 +31,7 @@ def is_secret_name(name: str) -> bool:
 def redact(text: str, extra: tuple[str, ...] = ()) -> str:
     """Return `text` without the values of secret environment variables, `extra` ones, and those in URLs."""
     values = [
-        value
+        value.strip()  # a mounted secret may end in a newline, which is not sent
         for name, value in os.environ.items()
         if _SECRET_VARIABLE.search(name) and name not in _NOT_SECRET
     ]

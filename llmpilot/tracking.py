@@ -6,11 +6,9 @@ reached, measuring goes on and `upload` sends the whole folder later, as often a
 
 import hashlib
 import json
-import logging
 import os
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
@@ -23,6 +21,7 @@ from llmpilot.files import to_json, write_text
 from llmpilot.metrics import LATENCIES, RATES, STATISTICS, Level
 from llmpilot.runfolder import RunFolder
 from llmpilot.secrets import redact
+from llmpilot.tracking_store import check_reachable, connect
 
 CHARACTERIZE = "characterize"
 TUNE = "tune"
@@ -107,10 +106,12 @@ class Tracker:
 
         A run that lacks something ends FAILED: nothing may take it for a whole one.
         """
+        if folder.state["run_id"] is None:
+            return  # it could not be created, or was interrupted before
         self._attempt(lambda: self._finish(folder))
-        run_id, status = folder.state["run_id"], folder.state["status"]
-        if self.problem is not None and run_id is not None:
-            self._end_in_time(run_id, "FAILED" if status == "FINISHED" else status)
+        if self.problem is not None:
+            status = folder.state["status"]
+            self._end_in_time(folder.state["run_id"], "FAILED" if status == "FINISHED" else status)
 
     def find_finished(self, task: str, config_hash: str) -> Any | None:
         """Return the latest FINISHED run of exactly this configuration, or None."""
@@ -182,7 +183,7 @@ class Tracker:
 
         def end() -> None:
             with suppress(Exception):  # what went wrong first has been said
-                _check_reachable(self.tracking)
+                check_reachable(self.tracking)
                 self._client.set_terminated(run_id, status)
 
         # MLflow and the databases below it have timeouts of their own, of minutes.
@@ -266,17 +267,25 @@ class Tracker:
             return adopted
         name = f"{self.tracking.experiment_prefix}/{task}"
         if name not in self._experiments:
-            client = self._connect()
-            found = client.get_experiment_by_name(name)
-            self._experiments[name] = (
-                found.experiment_id if found else client.create_experiment(name, tags=KIND)
-            )
+            found = self._connect().get_experiment_by_name(name)
+            self._experiments[name] = found.experiment_id if found else self._create_experiment(name)
         return self._experiments[name]
+
+    def _create_experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        client = self._connect()
+        try:
+            return str(client.create_experiment(name, tags=KIND))
+        except MlflowException:
+            # Another process may have been quicker.
+            if found := client.get_experiment_by_name(name):
+                return str(found.experiment_id)
+            raise
 
     def _connect(self) -> Any:
         if self._client is None:
-            _check_reachable(self.tracking)
-            self._client = _client(self.tracking)
+            self._client = connect(self.tracking)
         return self._client
 
     def _attempt(self, action: Callable[[], T]) -> T | None:
@@ -337,40 +346,3 @@ def _complete_result(path: Path, run_id: str) -> None:
     """Put the run's id into a result that was written before there was one."""
     if path.is_file():
         write_text(path, to_json(json.loads(path.read_text(encoding="utf-8")) | {"run_id": run_id}))
-
-
-def _check_reachable(tracking: Tracking) -> None:
-    """Fail within seconds where MLflow's own retries would take minutes."""
-    uri = absolute_uri(tracking.uri)
-    scheme, _, path = uri.partition(":///")
-    if uri.startswith(("http://", "https://")):
-        import httpx
-
-        httpx.get(f"{uri.rstrip('/')}/health", timeout=tracking.timeout_s)
-    elif scheme == "sqlite":
-        with closing(sqlite3.connect(path, timeout=tracking.timeout_s)) as database:
-            database.execute("PRAGMA schema_version").fetchone()
-    elif not uri.startswith(("file", "databricks")):
-        from sqlalchemy import create_engine
-
-        with create_engine(uri).connect():
-            pass
-
-
-def _client(tracking: Tracking) -> Any:
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(int(max(1, tracking.timeout_s))))
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for name in ("mlflow.store.db.utils", "alembic", "mlflow.tracking.fluent"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    from mlflow import MlflowClient
-
-    return MlflowClient(absolute_uri(tracking.uri))
-
-
-def absolute_uri(uri: str) -> str:
-    """Return a SQLite URI with an absolute path: MLflow keeps connections by URI, whatever the directory."""
-    scheme, separator, path = uri.partition(":///")
-    if scheme != "sqlite" or not path or path.startswith(("/", ":memory:")):
-        return uri
-    return f"{scheme}{separator}{Path.cwd() / path}"

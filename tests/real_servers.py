@@ -52,3 +52,12 @@ def require_every_token(records: Records, users: int, output_tokens: int, counte
     level = metrics.summarize(records, Sla())
     assert level["failure_rate"] == 0
     return level
+
+
+def waits_per_service(level: dict[str, Any]) -> float:
+    """Return a median request's time to its first token, in times of what it takes from there to its end.
+
+    Both are of the same moments: what else the machine does lengthens them alike.
+    """
+    ttft_ms = level["ttft_ms"]["p50"]
+    return float(ttft_ms / (level["e2e_ms"]["p50"] - ttft_ms))

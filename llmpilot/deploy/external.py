@@ -15,14 +15,16 @@ import httpx
 from pydantic import field_validator
 
 from llmpilot.config import Facts, Gpu, Model, VariableName
+from llmpilot.deploy import trouble
 from llmpilot.deploy.endpoint import ClientSettings, HttpEndpoint
+from llmpilot.deploy.exchange import Answer, Caller, TooLongError
+from llmpilot.deploy.first_answer import PROBE, PROBE_IDS, fault_in_stream
 from llmpilot.deploy.metrics_page import discover
-from llmpilot.engine.openai import Asked, Dialect, OpenAIEngine, StreamError, Tokens
+from llmpilot.deploy.served_text import shown
+from llmpilot.deploy.service_url import checked
+from llmpilot.engine.openai import Dialect, OpenAIEngine
 from llmpilot.errors import PilotError, did_you_mean
-from llmpilot.secrets import redact
 
-PROBE = Asked(4, 2, 1, True, 1.0, 0, 1.0)
-PROBE_IDS = b"[100,101,102,103]"  # which even a tiny vocabulary has
 EMULATOR_OWNER = "llm-pilot-emulator"
 
 
@@ -47,12 +49,7 @@ class ExternalDeployment(Facts):
     @field_validator("url")
     @classmethod
     def _http(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(
-                f"deployment.url={url} is no URL of a server: give one such as http://127.0.0.1:8000"
-            )
-        return url.rstrip("/").removesuffix("/v1").rstrip("/")
+        return checked(url)
 
     @contextmanager
     def start(
@@ -63,23 +60,18 @@ class ExternalDeployment(Facts):
         Raises:
             ServiceError: it does not: unreachable, unauthorized, no such model, or not such a server.
         """
-        headers = {}
-        if user := urlsplit(self.url).username:
-            pair = f"{unquote(user)}:{unquote(urlsplit(self.url).password or '')}"
-            headers["Authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
-        if key := os.environ.get(self.api_key_env):
-            headers["Authorization"] = f"Bearer {key}"
-        with httpx.Client(
-            base_url=self.url,
-            headers=headers,
-            verify=self.verify_tls,
-            timeout=httpx.Timeout(self.client.request_timeout_s, connect=self.client.connect_timeout_s),
-            trust_env=False,
-        ) as http:
-            served, facts = self._find_model(http)
-            owner = str(facts.get("owned_by", ""))
-            dialect = self._find_dialect(http, engine, served, owner)
-            metrics = discover(http)
+        headers = self._authorization()
+        caller = Caller(
+            self.url,
+            headers,
+            self.verify_tls,
+            connect_timeout_s=self.client.connect_timeout_s,
+            timeout_s=self.client.request_timeout_s,
+        )
+        served, facts = self._find_model(caller)
+        owner = str(facts.get("owned_by", ""))
+        dialect = self._find_dialect(caller, engine, served, owner)
+        metrics = discover(caller)
         yield HttpEndpoint(
             url=self.url,
             model=served,
@@ -93,22 +85,41 @@ class ExternalDeployment(Facts):
             metrics=metrics,
         )
 
-    def _find_model(self, http: httpx.Client) -> tuple[str, dict[str, Any]]:
+    def _authorization(self) -> dict[str, str]:
+        """Return the header that says who we are: the API key, else the user and password of the URL.
+
+        Raises:
+            ServiceError: the key has characters that no key has.
+        """
+        if key := os.environ.get(self.api_key_env, "").strip():  # of a mounted secret, a newline is no part
+            if not (key.isascii() and key.isprintable()):
+                raise ServiceError(
+                    f"the API key in ${self.api_key_env} (not shown) is not all printable ASCII",
+                    cure=f"export {self.api_key_env}=..., the key alone, on one line",
+                )
+            return {"Authorization": f"Bearer {key}"}
+        parts = urlsplit(self.url)
+        if user := parts.username:
+            pair = f"{unquote(user)}:{unquote(parts.password or '')}"
+            return {"Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
+        return {}
+
+    def _find_model(self, caller: Caller) -> tuple[str, dict[str, Any]]:
         """Return the model to ask for, and what the server says of it."""
-        answer = self._ask(http, "GET", "/v1/models")
+        answer = self._ask(caller, "GET", "/v1/models")
         try:
-            models = {str(entry["id"]): dict(entry) for entry in answer.json()["data"]}
-        except (ValueError, KeyError, TypeError, AttributeError):
+            models = {str(entry["id"]): dict(entry) for entry in json.loads(answer.text)["data"]}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             models = {}
-        if answer.status_code != 200 or not models:
+        if answer.status != 200 or not models:
             raise ServiceError(
                 f"{self.url} is not an OpenAI-compatible server, or serves no model yet: "
-                f"GET /v1/models answered {answer.status_code} {_excerpt(answer)}",
+                f"GET /v1/models answered {answer.status} {shown(answer.text)}",
                 cure="check deployment.url (without /v1/...), and that the server has finished loading",
             )
         if self.model is None and len(models) > 1:
             raise ServiceError(
-                f"{self.url} serves several models: {', '.join(models)}",
+                f"{self.url} serves several models: {shown(', '.join(models))}",
                 cure="choose one with deployment.model=...",
             )
         chosen = self.model or next(iter(models))
@@ -117,11 +128,11 @@ class ExternalDeployment(Facts):
             raise ServiceError(
                 f"{self.url} does not serve this model",
                 given=f"deployment.model={chosen}",
-                cure=f"{hint}it serves {', '.join(models)}",
+                cure=f"{hint}it serves {shown(', '.join(models))}",
             )
         return chosen, models[chosen]
 
-    def _find_dialect(self, http: httpx.Client, engine: OpenAIEngine, model: str, owner: str) -> Dialect:
+    def _find_dialect(self, caller: Caller, engine: OpenAIEngine, model: str, owner: str) -> Dialect:
         """Return the first dialect in which the server answers a request of two tokens.
 
         An answer that begins well and then states an error in its stream is a refusal like any other.
@@ -131,18 +142,18 @@ class ExternalDeployment(Facts):
             prompt = PROBE_IDS if engine.takes_token_ids else b'"the of and to"'
             body = engine.body(PROBE, [prompt], model, dialect)
             answer = self._ask(
-                http, "POST", engine.path, content=body, headers={"Content-Type": "application/json"}
+                caller, "POST", engine.path, content=body, headers={"Content-Type": "application/json"}
             )
-            if answer.status_code == 200:
-                fault = _fault_in_stream(answer.text)
+            if answer.status == 200:
+                fault = fault_in_stream(answer.text)
                 if not fault:
                     return dialect
-            elif answer.status_code not in (400, 422):
+            elif answer.status not in (400, 422):
                 break
-        status = answer.status_code
+        status = answer.status
         if status == 200:
             raise ServiceError(
-                f"{self.url} serves {model}, but answered a request of two tokens with {fault}",
+                f"{self.url} serves {shown(model)}, but answered a request of two tokens with {fault}",
                 cure="see the server's log; it may not have the memory or the context for its own settings",
             )
         if status == 404:
@@ -150,40 +161,46 @@ class ExternalDeployment(Facts):
             raise ServiceError(
                 f"{self.url} has no {engine.path}", cure=f"try the other API: engine.api={other}"
             )
-        cure = "see the server's log; another service may be at this URL"
+        cure = trouble.cure_of(status)
         if status in (400, 422) and engine.takes_token_ids:
             cure = "if it refuses token ids as a prompt, send text: engine.prompt=text"
         raise ServiceError(
-            f"{self.url} serves {model}, but answered a request of two tokens with {status}: "
-            f"{_excerpt(answer)}",
+            f"{self.url} serves {shown(model)}, but answered a request of two tokens with {status}: "
+            f"{shown(answer.text)}",
             cure=cure,
         )
 
-    def _ask(self, http: httpx.Client, method: str, path: str, **more: Any) -> httpx.Response:
+    def _ask(
+        self,
+        caller: Caller,
+        method: str,
+        path: str,
+        content: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Answer:
+        """Return an answer that is neither a refusal of us nor sends us elsewhere."""
         try:
-            answer = http.request(method, path, **more)
-        except httpx.TimeoutException:
-            raise ServiceError(
-                f"{self.url} does not answer: {method} {path} timed out",
-                cure="see whether the server is overloaded",
-            ) from None
-        except httpx.HTTPError as error:
-            raise ServiceError(
-                f"{self.url} cannot be reached: {redact(str(error)) or type(error).__name__}",
-                cure="start the server, or correct deployment.url",
-            ) from None
-        if answer.status_code in (401, 403):
-            sent = "Authorization" in http.headers
-            what = (
-                f"refuses the key in ${self.api_key_env}"
-                if sent
-                else f"wants an API key, and ${self.api_key_env} is not set"
-            )
-            raise ServiceError(
-                f"{self.url} {what} ({answer.status_code})",
-                cure=f"export {self.api_key_env}=..., or name another variable: deployment.api_key_env=KEY",
-            )
+            answer = caller.ask(method, path, content, headers)
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, TooLongError, UnicodeError) as error:
+            wrong, cure = trouble.of_no_answer(error, self.url, f"{method} {path}", caller.timeout_s)
+            raise ServiceError(wrong, cure=cure) from None
+        if answer.status in (401, 403):
+            raise self._refused(answer.status, caller.headers.get("Authorization", ""))
+        found = trouble.of_redirect(answer, self.url, path) or trouble.of_limit(answer, self.url, path)
+        if found is not None:
+            raise ServiceError(found[0], cure=found[1])
         return answer
+
+    def _refused(self, status: int, sent: str) -> ServiceError:
+        cure = f"export {self.api_key_env}=..., or name another variable: deployment.api_key_env=KEY"
+        if sent.startswith("Basic "):
+            what = "refuses the user and password of deployment.url"
+            cure = f"correct them; if it wants an API key: {cure}"
+        elif sent:
+            what = f"refuses the key in ${self.api_key_env}"
+        else:
+            what = f"wants an API key, and ${self.api_key_env} is not set"
+        return ServiceError(f"{self.url} {what} ({status})", cure=cure)
 
 
 def _smallest_vocabulary(model: Model | None, facts: dict[str, Any]) -> int | None:
@@ -192,37 +209,3 @@ def _smallest_vocabulary(model: Model | None, facts: dict[str, Any]) -> int | No
     served = meta.get("n_vocab") if isinstance(meta, dict) else None
     sizes = [model.vocabulary_size if model else None, served]
     return min((size for size in sizes if isinstance(size, int) and size > 0), default=None)
-
-
-def _fault_in_stream(text: str) -> str:
-    """Return what is wrong with the body of a successful answer, or ""; an answer may be of no tokens."""
-    events = [line.removeprefix("data:").strip() for line in text.splitlines() if line.startswith("data:")]
-    stated = [line for line in text.splitlines() if line.startswith("error:")]  # llama.cpp before 2025
-    if stated or not events:
-        kind = "an error in its stream" if stated else "what is no stream of events"
-        return f"{kind}: {_short(stated[0] if stated else text) or '(nothing)'}"
-    tokens, pending = Tokens(PROBE.sequences), ""
-    for event in events:
-        if event == "[DONE]":
-            break
-        try:
-            payload = json.loads(pending + event)
-        except ValueError:
-            pending += event + "\n"  # data may go on over several lines
-            continue
-        pending = ""
-        try:
-            tokens.feed(payload)
-        except StreamError as error:
-            return f"an error in its stream: {_short(str(error))}"
-        except (ValueError, TypeError, AttributeError):
-            return f"an event that is none of this API: {_short(event)}"
-    return f"an event that is no JSON: {_short(pending)}" if pending else ""
-
-
-def _short(text: str) -> str:
-    return redact(" ".join(text[:300].split()))
-
-
-def _excerpt(answer: httpx.Response) -> str:
-    return _short(answer.text)

@@ -4,11 +4,11 @@ import time
 
 import httpx
 
+from llmpilot.deploy.exchange import MOST_BYTES, Caller, TooLongError
 from llmpilot.engine.known_metrics import KNOWN, recognise
 from llmpilot.engine.server import ServerMetrics
 
 TIMEOUT_S = 2.0
-MOST_BYTES = 8_000_000
 
 
 class UnreadableError(Exception):
@@ -35,13 +35,14 @@ def fetch(http: httpx.Client, path: str, timeout_s: float = TIMEOUT_S) -> str:
     return page.decode("utf-8", "replace")
 
 
-def discover(http: httpx.Client) -> ServerMetrics | None:
+def discover(caller: Caller) -> ServerMetrics | None:
     """Return what the server calls its metrics; None if it shows none, or none that we know."""
     for path in dict.fromkeys(metrics.path for metrics in KNOWN):
         try:
-            found = recognise(fetch(http, path))
-        except UnreadableError:
+            answer = caller.ask("GET", path, headers={"Accept": "text/plain"}, timeout_s=2 * TIMEOUT_S)
+        except (httpx.HTTPError, TimeoutError, TooLongError):
             continue
+        found = recognise(answer.text) if answer.status == 200 else None
         if found is not None:
             return found
     return None

@@ -23,6 +23,7 @@ from llmpilot.deploy import keeper
 from llmpilot.deploy.endpoint import ClientSettings, HttpEndpoint
 from llmpilot.deploy.external import ExternalDeployment, ServiceError
 from llmpilot.deploy.nvml import Gpus, local_gpus
+from llmpilot.deploy.served_text import shown
 from llmpilot.engine.server import Assignment, Command, ServerEngine, last_words, memory_complaint
 from llmpilot.errors import DoesNotFitError, PilotError
 from llmpilot.secrets import redact
@@ -96,11 +97,11 @@ class ServerProcess:
     def problem(self, engine: ServerEngine, wrong: str) -> PilotError:
         """Return what is to be said of a server that did not do as it should: with its own words."""
         log = self.log()
-        words = "\n    ".join(last_words(log)) or "(none)"
+        words = "\n    ".join(map(shown, last_words(log))) or "(none)"
         complaint = memory_complaint(log, engine.out_of_memory)
         if complaint is not None:
             return ServerOutOfMemoryError(
-                f"{self.name} ran out of memory: {complaint}",
+                f"{self.name} ran out of memory: {shown(complaint)}",
                 cure=f"a smaller max_batch_weight, or a machine with more memory; its log is {self.log_path}",
             )
         return ServerDiedError(

@@ -22,7 +22,8 @@ from llmpilot.errors import PilotError
 from llmpilot.serving.bundle import DATASET_FILE, Bundle, load_bundle
 from llmpilot.serving.model import ARTIFACT
 from llmpilot.serving.signature import input_example, signature
-from llmpilot.tracking import MAX_PARAM_LENGTH, Tracker, absolute_uri
+from llmpilot.tracking import MAX_PARAM_LENGTH, Tracker
+from llmpilot.tracking_store import absolute_uri
 
 PREDICTOR = "predictor"
 CHALLENGER, CHAMPION = "challenger", "champion"

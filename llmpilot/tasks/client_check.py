@@ -4,10 +4,10 @@ from typing import Any
 
 from llmpilot.console import note, say
 from llmpilot.deploy.endpoint import HttpEndpoint
+from llmpilot.deploy.served_text import shown
 from llmpilot.loadtest import Records
 from llmpilot.loadtest.client_error import bottleneck, client_error
 from llmpilot.metrics import Level
-from llmpilot.secrets import redact
 
 TTFT_MS, ITL_MS = 50.0, 20.0  # where the level has no latencies to go by
 INEXACT = {
@@ -20,7 +20,7 @@ def notes_of(records: Records) -> dict[str, Any]:
     """Return what a level's records say of the client and of failures, for `levels.json`."""
     notes = {key: value for key, value in records.notes.items() if key != "start_ns"}
     messages = notes.get("failure_messages", {})
-    return notes | {"failure_messages": {kind: redact(text) for kind, text in messages.items()}}
+    return notes | {"failure_messages": {kind: shown(text) for kind, text in messages.items()}}
 
 
 def warn(level: Level) -> None:
@@ -29,8 +29,9 @@ def warn(level: Level) -> None:
     for method, meaning in INEXACT.items():
         if method in notes["tokens_counted_by"]:
             note(f"    {meaning}", style="yellow")
-    for kind, message in notes["failure_messages"].items():
-        note(f"    {level['failures'].get(kind, 0)} x {kind}: {message}", style="yellow")
+    for kind, count in sorted(level["failures"].items(), key=lambda one: -one[1]):
+        message = notes["failure_messages"].get(kind)
+        note(f"    {count} x {kind}{f': {message}' if message else ''}", style="yellow")
 
 
 def judge(endpoint: HttpEndpoint, levels: list[Level]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Tune the max batch weight of one service: ask the study, measure, tell it, until it knows enough."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -17,9 +18,9 @@ from llmpilot.errors import ConfigError, TrackingError
 from llmpilot.files import to_json, write_text
 from llmpilot.secrets import redact, redact_tree
 from llmpilot.tasks.cell import Cell, compose
-from llmpilot.tasks.tune_setup import bounds_of, study_hash, study_name
+from llmpilot.tasks.tune_setup import bounds_of, study_name
 from llmpilot.tasks.tune_show import announce, in_words, show
-from llmpilot.tune import Bounds, Services, Tuner, TuningStudy, measure, storage_url
+from llmpilot.tune import Bounds, Identity, Services, Tuner, TuningStudy, measure, storage_url
 from llmpilot.tune.plan import (
     FEASIBLE,
     Stop,
@@ -92,13 +93,13 @@ def prepare(cfg: DictConfig, cell: Cell, settings: Tuner) -> Tuning:
     """Return the cell with its bounds and its opened study."""
     bounds = bounds_of(cell, settings)
     tracker = StudyTracker(parse(Tracking, cfg.tracking, "tracking"))
-    config_hash = study_hash(cell, settings, bounds)
-    name = settings.study or study_name(cell, settings, config_hash)
+    identity = Identity(replace(cell, max_batch_weight=None).facts(), settings, bounds)
+    name = settings.study or study_name(cell, settings, identity.hash)
     if not cfg.resume:
         name += f", {datetime.now():%Y-%m-%d %H:%M:%S.%f}"
     url, timeout_s = storage_url(tracker.tracking, settings), tracker.tracking.timeout_s
-    study = TuningStudy(url, name, config_hash, settings, timeout_s=timeout_s)
-    tags = {tracking.TAG_MEASUREMENT: cell.engine.measurement, tracking.TAG_CONFIG_HASH: config_hash}
+    study = TuningStudy(url, name, identity, settings, timeout_s=timeout_s)
+    tags = {tracking.TAG_MEASUREMENT: cell.engine.measurement, tracking.TAG_CONFIG_HASH: identity.hash}
     return Tuning(cell, settings, bounds, study, tracker, tags)
 
 
@@ -142,10 +143,10 @@ def search(tuning: Tuning, run_id: str | None) -> str:
         lambda weight: replace(cell, max_batch_weight=weight).start(),
         cell.reweighted if cell.live_weight else None,
     )
+    release = partial(release_lost, tuning, run_id)
     try:
         while True:
-            if lost := study.release_lost():
-                note(f"{lost} trials of workers that have ended are measured again", style="yellow")
+            release()
             step = next_step(study.seen(), settings, tuning.bounds, cell.seed)
             if isinstance(step, Stop):
                 return step.because
@@ -168,7 +169,7 @@ def search(tuning: Tuning, run_id: str | None) -> str:
                     seed=step.seed,
                     question=step.question,
                     limit=limit_of(study.seen(), settings),
-                    of_the_weight=partial(of_the_weight, study, tuning.bounds, trial.number, weight),
+                    of_the_weight=partial(of_the_weight, study, release, tuning.bounds, trial.number, weight),
                 )
             except BaseException as error:
                 interrupts.acknowledge()
@@ -186,16 +187,26 @@ def search(tuning: Tuning, run_id: str | None) -> str:
         services.discard()
 
 
-def of_the_weight(study: TuningStudy, bounds: Bounds, number: int, weight: int) -> bool:
+def release_lost(tuning: Tuning, run_id: str | None, mine: int | None = None) -> None:
+    """Give up the trials (not `mine`) of workers that were killed, in the study and in MLflow."""
+    if lost := tuning.study.release_lost(mine):
+        note(f"{len(lost)} trials of workers that have ended are measured again", style="yellow")
+        tuning.tracker.end_lost(run_id, lost)
+
+
+def of_the_weight(
+    study: TuningStudy, release: Callable[[int], object], bounds: Bounds, number: int, weight: int
+) -> bool:
     """Whether trial `number`, whose service did not come up, tells of its weight.
 
-    Waits for another worker that tests the lowest weight now.
+    Waits for another worker that tests the lowest weight now; `release` gives up all dead ones' trials but
+    this.
     """
     while not is_of_the_weight(seen := study.seen(), weight):
         if weight == bounds.lower or not lowest_running(seen, bounds):
             return False
         study.pause()
-        study.release_lost(mine=number)
+        release(number)
     return True
 
 

@@ -1,7 +1,5 @@
-"""What a study is of: between which weights it searches, and what makes it the same study or another."""
+"""What a study is of, and between which weights it searches."""
 
-import hashlib
-import json
 from dataclasses import replace
 
 from llmpilot.deploy.external import ExternalDeployment
@@ -11,7 +9,6 @@ from llmpilot.errors import ConfigError
 from llmpilot.sizing import plan_memory
 from llmpilot.tasks.cell import Cell
 from llmpilot.tune import Bounds, Tuner
-from llmpilot.tune.settings import COST
 
 
 def untunable(cell: Cell) -> str | None:
@@ -82,22 +79,6 @@ def _range(cell: Cell) -> tuple[int, int, int]:
     if isinstance(cell.engine, LlamaCppEngine) and not cell.engine.unified_kv:
         return heaviest, min(most, MAX_SLOTS * heaviest), heaviest
     return heaviest, most, cell.engine.block_size if isinstance(cell.engine, VllmEngine) else 1
-
-
-def study_hash(cell: Cell, settings: Tuner, bounds: Bounds) -> str:
-    """Return a hash that two studies share exactly when their trials mean the same.
-
-    The ladder of load, the price and the SLA's latencies decide only what has to do with them.
-    """
-    facts = replace(cell, max_batch_weight=None).facts()
-    if settings.objective != COST:
-        facts["load"].pop("users")
-        facts["gpu"].pop("price_per_hour")
-    if settings.objective in ("e2e_ms.p50", "throughput_tok_s"):
-        facts["sla"] = cell.sla.max_failure_rate
-    tuner = settings.identity() | {"bounds": [bounds.lower, bounds.upper, bounds.step]}
-    canonical = json.dumps({"cell": facts, "tuner": tuner}, sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def study_name(cell: Cell, settings: Tuner, config_hash: str) -> str:

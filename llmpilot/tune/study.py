@@ -12,19 +12,20 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from llmpilot.config import Tracking
-from llmpilot.errors import ConfigError, PilotError
-from llmpilot.secrets import redact
+from llmpilot.errors import ConfigError
+from llmpilot.tracking_store import sqlite_file
+from llmpilot.tune.database import opened, unusable
+from llmpilot.tune.identity import Identity, differences
 from llmpilot.tune.plan import Bounds, Question, Seen, Step, boundary
 from llmpilot.tune.settings import Tuner
 from llmpilot.tune.trial import Outcome
 
 WEIGHT = "max_batch_weight"
 DEFAULT_FILE = "optuna.db"
-CONFIG_HASH, PARENT_RUN = "llmpilot.config_hash", "mlflow.run_id"
+CONFIG_HASH, CONFIG_KEYS, PARENT_RUN = "llmpilot.config_hash", "llmpilot.config", "mlflow.run_id"
 QUESTION, SEED, WORKER, RUN_ID = "question", "seed", "worker", "mlflow.run_id"
 FEASIBLE, REASON, FIGURES, LOST = "feasible", "reason", "figures", "lost"
 PATIENCE_S = 0.5  # between two looks at what other workers have done
-OPEN_ATTEMPTS = 5  # two workers may create the tables of one database at once
 
 
 def storage_url(tracking: Tracking, settings: Tuner) -> str:
@@ -34,17 +35,21 @@ def storage_url(tracking: Tracking, settings: Tuner) -> str:
     each refuses a database that has the other's.
 
     Raises:
-        ConfigError: `tuner.storage` is MLflow's own database.
+        ConfigError: it is MLflow's own database.
     """
-    if settings.storage is not None:
-        if settings.storage == tracking.uri:
-            raise ConfigError(
-                "tuner.storage is MLflow's own database: both keep a table named alembic_version",
-                given=f"tuner.storage={settings.storage}",
-                cure="give Optuna a database of its own, e.g. tuner.storage=sqlite:///optuna.db",
-            )
-        return settings.storage
-    scheme, _, path = tracking.uri.partition(":///")
+    url = settings.storage or _beside(tracking.uri)
+    file = sqlite_file(url)
+    if url == tracking.uri or (file is not None and file == sqlite_file(tracking.uri)):
+        raise ConfigError(
+            "tuner.storage is MLflow's own database: both keep a table named alembic_version",
+            given=f"tuner.storage={url}",
+            cure="give Optuna a database of its own, e.g. tuner.storage=sqlite:///studies.db",
+        )
+    return url
+
+
+def _beside(tracking_uri: str) -> str:
+    scheme, _, path = tracking_uri.partition(":///")
     if scheme != "sqlite" or not path or path.startswith(":memory:"):
         return f"sqlite:///{DEFAULT_FILE}"
     return f"sqlite:///{PurePosixPath(path).with_name(DEFAULT_FILE)}"
@@ -53,7 +58,7 @@ def storage_url(tracking: Tracking, settings: Tuner) -> str:
 class TuningStudy:
     """One study in one database, shared with whatever workers have opened it under the same name."""
 
-    def __init__(self, url: str, name: str, config_hash: str, settings: Tuner, *, timeout_s: float) -> None:
+    def __init__(self, url: str, name: str, identity: Identity, settings: Tuner, *, timeout_s: float) -> None:
         """Open the study, or create it.
 
         Raises:
@@ -67,19 +72,22 @@ class TuningStudy:
         self._worker = f"{socket.gethostname()}/{os.getpid()}"
         with self._explained():
             self._study = optuna.create_study(
-                storage=_open(url, timeout_s),
+                storage=opened(url, timeout_s),
                 study_name=name,
                 direction="maximize" if settings.maximize else "minimize",
                 load_if_exists=True,
             )
-            known = self._study.user_attrs.get(CONFIG_HASH)
+            known, keys = (self._study.user_attrs.get(attribute) for attribute in (CONFIG_HASH, CONFIG_KEYS))
             if known is None and not self._study.get_trials(deepcopy=False):
-                self._study.set_user_attr(CONFIG_HASH, config_hash)
-                known = config_hash
-        if known != config_hash:
+                self._study.set_user_attr(CONFIG_HASH, identity.hash)
+                known = identity.hash
+            if known == identity.hash and keys is None:
+                self._study.set_user_attr(CONFIG_KEYS, identity.keys)
+        if known != identity.hash:
+            hashes = f"its configuration is {str(known)[:12]}, this one {identity.hash[:12]}"
             raise ConfigError(
                 f"the study {name!r} is of another configuration",
-                given=f"its configuration is {str(known)[:12]}, this one {config_hash[:12]}",
+                given=differences(identity.keys, keys or identity.keys) or hashes,
                 cure="leave tuner.study out, or give it another name",
             )
 
@@ -112,21 +120,21 @@ class TuningStudy:
         """Return the finished trials as the result file holds them."""
         return [_row(trial) for trial in self._trials() if FEASIBLE in trial.user_attrs]
 
-    def release_lost(self, mine: int | None = None) -> int:
-        """Tell Optuna that trials of dead workers (not `mine`) will never end; return how many there were.
+    def release_lost(self, mine: int | None = None) -> list[int]:
+        """Tell Optuna that trials of dead workers (not `mine`) will never end; return their numbers.
 
         A failed trial counts for Optuna as deleted, which is what it is: nothing of it was measured.
         """
         from optuna.trial import TrialState
 
-        lost = 0
+        lost = []
         for trial in self._trials():
             if trial.state == TrialState.RUNNING and trial.number != mine and self._is_dead(trial):
                 with self._explained():
                     # Another worker may have been quicker.
                     self._study._storage.set_trial_user_attr(trial._trial_id, LOST, "its worker ended")
                     self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-                lost += 1
+                lost.append(trial.number)
         return lost
 
     def ask(self, step: Step, bounds: Bounds, seed: int) -> tuple[Any, int] | None:
@@ -219,43 +227,7 @@ class TuningStudy:
         except (StorageInternalError, SQLAlchemyError, ImportError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "schema" not in str(error):
                 raise
-            raise _unusable(self.url, error) from None
-
-
-def _open(url: str, timeout_s: float) -> Any:
-    from optuna.storages import RDBStorage
-    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
-
-    wait = "timeout" if url.startswith("sqlite") or "+pg8000:" in url else "connect_timeout"
-    options = {"connect_args": {wait: max(1, round(timeout_s))}, "pool_pre_ping": True}
-    for attempt in range(OPEN_ATTEMPTS):
-        try:
-            return RDBStorage(url, engine_kwargs=options)
-        except (IntegrityError, OperationalError, ProgrammingError, RuntimeError) as error:
-            # A schema that another worker has begun to write looks half-made, or of another version.
-            meanwhile = isinstance(error, IntegrityError | RuntimeError) or "already exists" in str(error)
-            if attempt == OPEN_ATTEMPTS - 1 or not meanwhile:
-                raise
-            time.sleep(0.1 * (attempt + 1))
-    raise AssertionError("unreachable")
-
-
-def _unusable(url: str, error: Exception) -> PilotError:
-    cause = error.__cause__ if type(error).__name__ == "StorageInternalError" and error.__cause__ else error
-    text = str(cause).strip().splitlines()[0]
-    if "locked" in text:
-        cure = "another program holds the database: end it, or wait; a server database takes many workers"
-    elif isinstance(error, ImportError):
-        cure = "install the database's driver, e.g. pip install 'psycopg[binary]' or pymysql"
-    elif "schema" in text:
-        cure = "it holds another program's tables (MLflow's?): name a database of Optuna's own"
-    else:
-        cure = "check tuner.storage, e.g. sqlite:///optuna.db or postgresql://HOST/DATABASE"
-    return PilotError(
-        redact(f"the study's database cannot be used: {text}"),
-        given=redact(f"tuner.storage={url}"),
-        cure=cure,
-    )
+            raise unusable(self.url, error) from None
 
 
 def _seen(trial: Any) -> Seen:

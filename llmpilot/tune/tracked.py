@@ -11,6 +11,7 @@ from llmpilot.tracking import TUNE, Tracker, level_metrics, step_of
 from llmpilot.tune.trial import Outcome
 
 TAG_STUDY = "llmpilot.study"
+TAG_TRIAL = "llmpilot.trial"
 TAG_STOPPED = "llmpilot.stopped_because"
 TAG_WEIGHT_FROM = "llmpilot.max_batch_weight_from"
 TAG_TUNING_RUN = "llmpilot.tuning_run_id"
@@ -107,16 +108,32 @@ class StudyTracker(Tracker):
 
         self._attempt(log)
 
+    def end_lost(self, study_run_id: str | None, numbers: list[int]) -> None:
+        """End as KILLED the runs that the killed workers of these trials have left: no study counts them."""
+
+        def end() -> None:
+            client, experiment = self._connect(), self._experiment(TUNE)
+            of_study = f"tags.`{tracking.TAG_PARENT}` = '{study_run_id}'"
+            for number in numbers:
+                for run in client.search_runs(
+                    [experiment], f"{of_study} and tags.`{TAG_TRIAL}` = '{number}'"
+                ):
+                    client.set_terminated(run.info.run_id, "KILLED")
+
+        self._attempt(end)
+
     def _trial(
         self, study_run_id: str | None, number: int, params: dict[str, Any], tags: dict[str, str]
     ) -> str:
         """Create a trial's run below the study's, and return its id."""
         name = f"trial {number}: {params[PARAM_WEIGHT]:,} tokens"
-        run_id = str(self._connect().create_run(self._experiment(TUNE), run_name=name).info.run_id)
         tags = tags | {tracking.TAG_TASK: TUNE, tracking.TAG_VERSION: llmpilot.__version__}
-        tags |= {tracking.TAG_PARENT: study_run_id} if study_run_id else {}
+        tags |= {TAG_TRIAL: str(number)} | ({tracking.TAG_PARENT: study_run_id} if study_run_id else {})
+        # With its tags from the first: by them it is found should we be killed now (`end_lost`).
+        run = self._connect().create_run(self._experiment(TUNE), run_name=name, tags=tags)
+        run_id = str(run.info.run_id)
         with self._ended_if_it_fails(run_id):
-            self._log(run_id, params={key: str(value) for key, value in params.items()}, tags=tags)
+            self._log(run_id, params={key: str(value) for key, value in params.items()})
         return run_id
 
     def finish_study(

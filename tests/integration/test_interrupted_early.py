@@ -15,20 +15,31 @@ def importing(pid: int) -> bool:
 
 
 def making_the_database(_pid: int) -> bool:
-    return Path("mlflow.db").exists()
+    """Whether MLflow writes its tables, which it does where temporary files go."""
+    return any(Path("temporary").glob("*/mlflow.db"))
 
 
 @pytest.mark.parametrize(
-    ("ready", "arguments"),
+    ("ready", "arguments", "said"),
     [
-        (importing, CELL),
-        (making_the_database, ("-m", *CELL)),
-        (making_the_database, ("task=dataset", "output=d.parquet")),
+        (importing, CELL, "interrupted"),
+        (making_the_database, ("-m", *CELL), "interrupted"),
+        (making_the_database, ("task=dataset", "output=d.parquet"), "interrupted"),
+        (making_the_database, CELL, "interrupted: 0 levels are kept in "),
     ],
 )
 def test_it_says_so(
-    ready: Callable[[int], bool], arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ready: Callable[[int], bool],
+    arguments: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     _, err = interrupted_when(ready, *arguments)
-    assert err.splitlines()[-1] == "interrupted"
+    assert err.splitlines()[-1].startswith(said)
+    assert "MLflow" not in err
+    assert list(Path("temporary").iterdir()) == []
+    assert not Path("mlflow.db").exists(), "there is a whole database, or none"

@@ -110,6 +110,39 @@ def test_two_workers_share_a_study_and_one_that_is_killed_is_made_up_for(workdir
     assert [r.info.run_id for r in parents] == [result["run_id"]]
 
 
+KILLED = """
+import os, signal, sys
+from {module} import {name}
+{name}.{method} = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+from llmpilot import cli
+cli.run(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "method", "left"),
+    [
+        ("mlflow", "MlflowClient", "set_terminated", "RUNNING"),
+        ("llmpilot.tune", "TuningStudy", "tell", "FINISHED"),
+    ],
+    ids=["before its run ends", "before its study hears of it"],
+)
+def test_the_run_of_a_killed_workers_trial_ends_killed(
+    run: Run, module: str, name: str, method: str, left: str
+) -> None:
+    program = KILLED.format(module=module, name=name, method=method)
+    command = [sys.executable, "-c", program, *CELL, *QUICK, *FEASIBLE, "tuner.upper=2000"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    (lost,) = (r for r in runs() if "mlflow.parentRunId" in r.data.tags)
+    assert lost.info.status == left
+    assert run(*CELL, *QUICK, *FEASIBLE, "tuner.upper=2000", "result_file=r.json").code == 0
+    status = {r.info.run_id: r.info.status for r in runs()}
+    assert status.pop(lost.info.run_id) == "KILLED"
+    result = read("r.json")
+    assert status.keys() == {result["run_id"], *(trial["run_id"] for trial in result["trials"])}
+    assert set(status.values()) == {"FINISHED"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -122,6 +155,7 @@ def test_two_workers_share_a_study_and_one_that_is_killed_is_made_up_for(workdir
         (["tuner.colour=red"], ["tuner.colour"]),
         (["tuner.storage=nonsense"], ["tuner.storage=nonsense"]),
         (["tuner.storage=sqlite:///mlflow.db"], ["alembic_version"]),
+        (["tuner.storage=sqlite:///./mlflow.db"], ["alembic_version"]),
         (["load=poisson"], ["load=closed_loop"]),
     ],
 )
@@ -140,6 +174,7 @@ def test_a_study_of_another_configuration_under_the_same_name(run: Run) -> None:
     ran = run(*named, "seed=43")
     assert ran.code == 2
     assert "'mine' is of another configuration" in ran.err
+    assert "seed=43, in the study 42" in ran.err
 
 
 def test_an_unreachable_tracking_server_costs_no_trial(run: Run) -> None:
@@ -152,7 +187,7 @@ def test_an_unreachable_tracking_server_costs_no_trial(run: Run) -> None:
     assert read("r.json")["trials"][0]["run_id"] is None
 
 
-BROKEN = "#!/bin/sh\necho 'error while loading shared libraries: libcuda.so.1'\nexit 127\n"
+BROKEN = "#!/bin/sh\nprintf '\\033[31merror while loading shared libraries: libcuda.so.1\\n'\nexit 127\n"
 TOO_SMALL = "#!/bin/sh\necho 'cudaMalloc failed: out of memory'\nexit 1\n"
 
 
@@ -168,6 +203,7 @@ def test_a_server_that_never_comes_up_says_nothing_of_the_weight(run: Run, binar
     assert first.code == 1
     assert "ended, with exit code 127" in first.err
     assert "libcuda.so.1" in first.err
+    assert "\x1b" not in first.err, "a server's words command no terminal"
     assert "feasible" not in first.err + first.out
     study, failed = sorted(runs(), key=lambda r: "mlflow.parentRunId" in r.data.tags)
     assert (study.info.status, failed.info.status) == ("FAILED", "FAILED")

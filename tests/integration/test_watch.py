@@ -40,13 +40,16 @@ class FixedGpus(Gpus):
 
 @contextmanager
 def page(way: str) -> Iterator[tuple[str, threading.Event]]:
-    """Yield the URL of a server whose page is like that, and an event that ends what hangs."""
-    released = threading.Event()
+    """Yield the URL of a server whose page is like that, and an event that is set once it is asked for."""
+    asked, released = threading.Event(), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            asked.set()
             if way == "hangs":
-                released.wait(30)
+                self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+                while not released.wait(0.1):
+                    self.wfile.write(b"X-Not-Yet: 1\r\n")  # so that no client gives it up
             self.send_response(500 if way == "fails" else 200)
             self.end_headers()
             if way == "half":
@@ -63,7 +66,7 @@ def page(way: str) -> Iterator[tuple[str, threading.Event]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", released
+        yield f"http://127.0.0.1:{server.server_port}", asked
     finally:
         released.set()
         server.shutdown()
@@ -110,12 +113,14 @@ def test_a_server_that_is_gone_is_missed() -> None:
 
 
 def test_the_end_does_not_wait_for_a_page_that_hangs() -> None:
-    with page("hangs") as (url, _):
+    before = set(threading.enumerate())
+    with page("hangs") as (url, asked):
         watch = Watch(endpoint(url), PERIOD_S)
         watch.begin(clock_ns())
-        time.sleep(3 * PERIOD_S)
+        assert asked.wait(60)
         watch.end()
-        assert "server metrics" in {thread.name for thread in threading.enumerate()}, "it still waits"
+        begun = set(threading.enumerate()) - before
+        assert "server metrics" in {thread.name for thread in begun}, "it still waits"
         assert len(watch.samples().time_us) == 0
 
 

@@ -19,7 +19,7 @@ ORDER = [
     "loadtest",
     "metrics",
     "runfolder",
-    "tracking",
+    "tracking_store tracking",
     "tune",
     "dataset",
     "predict",

@@ -22,7 +22,7 @@ from llmpilot.secrets import redact
 from llmpilot.simulator import VirtualService
 from llmpilot.sizing import plan_memory
 from llmpilot.tasks.tune import of_the_weight
-from llmpilot.tune import Bounds, Outcome, Services, Tuner, TuningStudy, measure, storage_url
+from llmpilot.tune import Bounds, Identity, Outcome, Services, Tuner, TuningStudy, measure, storage_url
 from llmpilot.tune.corners import corner_cases
 from llmpilot.tune.plan import BEST, FEASIBLE, REPEAT, Seen, Step, boundary, next_step
 from llmpilot.workload import load_workload
@@ -37,8 +37,17 @@ HELD = Outcome(True, None, 5.0, (), 0.0)
 FAILED = Outcome(False, "out of memory", 2.0, (), 1.0)
 
 
-def opened(url: str, name: str = "s", config_hash: str = "a" * 64) -> TuningStudy:
-    return TuningStudy(url, name, config_hash, Tuner(), timeout_s=1)
+FACTS: dict[str, Any] = {
+    "model": {"name": "m"},
+    "gpu": {"name": "g", "price_per_hour": 1.0},
+    "load": {"users": [1], "warmup_s": 5.0},
+    "sla": {"max_failure_rate": 0.01, "itl_ms": 50.0},
+}
+
+
+def opened(url: str, name: str = "s", settings: Tuner | None = None, **facts: dict[str, Any]) -> TuningStudy:
+    settings = settings or Tuner()
+    return TuningStudy(url, name, Identity(FACTS | facts, settings, BOUNDS), settings, timeout_s=1)
 
 
 @pytest.fixture
@@ -52,6 +61,27 @@ def test_the_database_lies_beside_mlflows_and_is_never_the_same() -> None:
     assert storage_url(Tracking(uri="http://h:1"), Tuner()) == "sqlite:///optuna.db"
     with pytest.raises(ConfigError, match="alembic_version"):
         storage_url(Tracking(uri="sqlite:///m.db"), Tuner(storage="sqlite:///m.db"))
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "sqlite:///./m.db",
+        "sqlite:///sub/../m.db",
+        "sqlite:///HERE/m.db",
+        "sqlite:///link.db",
+        "sqlite:///m.db?a=1",
+    ],
+)
+def test_mlflows_database_by_another_name_is_the_same(
+    storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("link.db").symlink_to("m.db")
+    with pytest.raises(ConfigError, match="alembic_version"):
+        storage_url(Tracking(uri="sqlite:///m.db"), Tuner(storage=storage.replace("HERE", str(tmp_path))))
+    with pytest.raises(ConfigError, match="alembic_version"):
+        storage_url(Tracking(uri="sqlite:///optuna.db"), Tuner())
 
 
 def test_trials_are_kept_and_an_infeasible_one_is_pruned_with_its_value(url: str) -> None:
@@ -95,17 +125,49 @@ def test_a_dead_workers_trial_is_released_and_a_living_ones_is_not(url: str) -> 
     begun = study.ask(Step(FEASIBLE, 1000, 0), BOUNDS, 0)
     assert begun is not None
     begun[0].set_user_attr("worker", "another-machine/1")
-    assert study.release_lost() == 0
+    assert study.release_lost() == []
     begun[0].set_user_attr("worker", study._worker.replace(study._worker.split("/")[1], "999999999"))
-    assert study.release_lost() == 1
+    assert study.release_lost() == [begun[0].number]
     assert study.seen() == []
-    assert study.release_lost() == 0
+    assert study.release_lost() == []
 
 
 def test_a_study_of_another_configuration_is_refused(url: str) -> None:
     opened(url)
-    with pytest.raises(ConfigError, match="another configuration"):
-        opened(url, config_hash="b" * 64)
+    with pytest.raises(ConfigError, match="another configuration") as refused:
+        opened(url, load={"users": [1], "warmup_s": 6.0})
+    assert refused.value.given == "load.warmup_s=6.0, in the study 5.0"
+    with pytest.raises(ConfigError) as refused:
+        opened(url, settings=Tuner(objective="throughput_tok_s", corner_users=3), model={"name": "n", "x": 1})
+    assert refused.value.given == (
+        "model.name=n, in the study m; model.x=1, in the study nothing; "
+        "tuner.objective=throughput_tok_s, in the study e2e_ms.p50; tuner.corner_users=3, in the study 512"
+    )
+    with pytest.raises(ConfigError) as refused:
+        opened(url, gpu={f"k{i}": i for i in range(9)} | {"price_per_hour": 1})
+    assert str(refused.value.given).endswith("; and 6 more keys")
+
+
+def test_what_decides_nothing_of_the_answer_goes_on_with_the_study(url: str) -> None:
+    price, ladder = {"name": "g", "price_per_hour": 2.0}, {"users": [1, 2], "warmup_s": 5.0}
+    latencies = {"max_failure_rate": 0.01, "itl_ms": 10.0}
+    opened(url)
+    opened(url, gpu=price, load=ladder, sla=latencies)
+    cost = Tuner(objective="cost_per_million_output_tokens")
+    opened(url, "cost", cost)
+    for part, value in {"gpu": price, "load": ladder, "sla": latencies}.items():
+        with pytest.raises(ConfigError, match="another configuration"):
+            opened(url, "cost", cost, **{part: value})
+
+
+def test_a_study_from_before_its_keys_were_kept_keeps_them_from_now_on(url: str) -> None:
+    study = optuna.create_study(storage=url, study_name="s")
+    study.set_user_attr("llmpilot.config_hash", Identity(FACTS, Tuner(), BOUNDS).hash)
+    with pytest.raises(ConfigError, match=r"its configuration is [0-9a-f]{12}, this one"):
+        opened(url, model={"name": "n"})
+    opened(url)
+    with pytest.raises(ConfigError, match=r"model\.name=n, in the study m"):
+        opened(url, model={"name": "n"})
 
 
 def test_a_locked_database_is_an_error_that_says_so(url: str, tmp_path: Path) -> None:
@@ -230,12 +292,19 @@ def begin(study: TuningStudy, weight: int) -> Any:
     return begun[0]
 
 
+def released(url: str) -> tuple[TuningStudy, Callable[[int], object]]:
+    study = opened(url)
+    return study, study.release_lost
+
+
 def test_a_larger_weights_failure_waits_for_who_tests_the_lowest(url: str) -> None:
     lowest, largest = begin(opened(url), BOUNDS.lower), begin(opened(url), BOUNDS.upper)
-    assert not of_the_weight(opened(url), BOUNDS, lowest.number, BOUNDS.lower), "there is nobody to wait for"
+    assert not of_the_weight(*released(url), BOUNDS, lowest.number, BOUNDS.lower), (
+        "there is nobody to wait for"
+    )
     with ThreadPoolExecutor() as pool:
         lowest.set_user_attr("worker", "another-machine/1")
-        asked = pool.submit(of_the_weight, opened(url), BOUNDS, largest.number, BOUNDS.upper)
+        asked = pool.submit(of_the_weight, *released(url), BOUNDS, largest.number, BOUNDS.upper)
         with pytest.raises(TimeoutError):
             asked.result(timeout=1)
         opened(url).tell(lowest, HELD, None)
@@ -247,7 +316,7 @@ def test_a_larger_weights_failure_waits_for_who_tests_the_lowest(url: str) -> No
 def test_a_larger_weights_failure_waits_for_no_dead_worker(url: str) -> None:
     lowest, largest = begin(opened(url), BOUNDS.lower), begin(opened(url), BOUNDS.upper)
     lowest.set_user_attr("worker", f"{socket.gethostname()}/999999999")
-    assert not of_the_weight(opened(url), BOUNDS, largest.number, BOUNDS.upper)
+    assert not of_the_weight(*released(url), BOUNDS, largest.number, BOUNDS.upper)
     opened(url).abandon(largest, "ours")
     assert opened(url).seen() == []
 
