@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parent / "models"
 SHIPPED = ("paper", "production", "azure_code", "azure_conv")
 PREFIX = "shipped:"
 FIXED = "fixed"
+LENGTHS = ("input_tokens", "output_tokens")
 Tokens = Annotated[int, Field(gt=0, le=10_000_000)]
 
 
@@ -29,10 +30,8 @@ class Workload(Facts):
 
     @model_validator(mode="after")
     def _lengths_where_they_count(self) -> "Workload":
-        for key in ("input_tokens", "output_tokens"):
+        for key in LENGTHS:
             given = getattr(self, key)
-            if self.model == FIXED and given is None:
-                raise ValueError(f"workload.{key} is missing: workload=fixed workload.{key}=64")
             if self.model != FIXED and given is not None:
                 raise ValueError(
                     f"workload.{key}={given} is for requests that are all alike: workload=fixed; "
@@ -56,9 +55,10 @@ def load_workload(node: DictConfig | dict[str, Any]) -> WorkloadModel:
             "workload.model=workload.parquet; or take a shipped one: workload=" + " | ".join(SHIPPED),
         )
     if facts.model == FIXED:
-        assert facts.input_tokens is not None
-        assert facts.output_tokens is not None
-        alike = from_lengths([facts.input_tokens], [facts.output_tokens])
+        if missing := [f"workload.{key}" for key in LENGTHS if getattr(facts, key) is None]:
+            example = " ".join(f"{key}=64" for key in missing)
+            raise ConfigError(f"{' and '.join(missing)} is missing", cure=f"workload=fixed {example}")
+        alike = from_lengths(*([getattr(facts, key)] for key in LENGTHS))
         return fit(lambda: [alike])
     if not facts.model.startswith(PREFIX):
         return WorkloadModel.load(Path(facts.model).expanduser())
