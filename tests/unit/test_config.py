@@ -25,7 +25,8 @@ def test_every_option_of_every_group_composes_and_parses(group: str, option: str
     prefix = "+" if group in ("gpu", "model") else ""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         task = ["task=evaluate"] if group == "predictor" else []
-        cfg = compose("config", overrides=[*task, f"{prefix}{group}={option}"])
+        own = ["workload.input_tokens=64", "workload.output_tokens=64"] if option == "fixed" else []
+        cfg = compose("config", overrides=[*task, f"{prefix}{group}={option}", *own])
     if group in ("engine", "deployment"):
         cfg[group].update({"url": "http://127.0.0.1:8000"} if option == "external" else {})
         build(cfg[group], group)
