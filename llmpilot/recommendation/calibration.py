@@ -33,7 +33,8 @@ def drawn_in(prediction: Prediction, spread: float) -> Prediction:
 
     def pulled(metric: Metric) -> np.ndarray:
         assert prediction.draws is not None
-        logs, middle = prediction.draws.logs(metric), np.log(getattr(prediction, metric))
-        return np.asarray(spread * logs + (1 - spread) * middle)
+        logs = prediction.draws.logs(metric) * spread
+        logs += (1 - spread) * np.log(getattr(prediction, metric))  # in place: copies are megabytes
+        return np.asarray(logs)
 
     return replace(prediction, draws=Draws.of_logs(*(pulled(metric) for metric in METRICS)))
