@@ -1,6 +1,11 @@
 """`python -m llmpilot`."""
 
+import atexit
+import os
 import sys
+from contextlib import suppress
+
+INTERRUPTED = 130
 
 if __name__ == "__main__":
     try:
@@ -10,4 +15,15 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
+    else:
+        sys.exit(0)
+    # Python ends itself by the signal, whatever exit code it is given, if the interrupt first came up in code
+    # that some library's C part runs: so end here, as the interpreter would.
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(INTERRUPTED)
