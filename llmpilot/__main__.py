@@ -10,8 +10,12 @@ INTERRUPTED = 130
 if __name__ == "__main__":
     try:
         # Worker processes import this module under another name: they need no command line.
+        from llmpilot import interrupts
+
+        interrupts.install()  # before the libraries: some swallow an interrupt while they are imported
         from llmpilot.cli import main
 
+        interrupts.check()
         main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
