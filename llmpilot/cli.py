@@ -30,11 +30,11 @@ from llmpilot.files import require_apart, require_writable, write_result
 from llmpilot.runfolder import ROOT
 from llmpilot.secrets import redact, secret_values
 from llmpilot.sweep import Sweep
-from llmpilot.tune.study import DEFAULT_FILE
+from llmpilot.tracking_store import sqlite_file
+from llmpilot.tune.study import beside
 
 FAILED = 1
 WRONG_USAGE = 2
-INTERRUPTED = 130
 DISK_TROUBLE = (ENOSPC, EDQUOT, EROFS, EFBIG)
 ALIASES = {"model.weights": "engine.weights"}
 """Keys that may be spelled another way: random weights are asked for of the model, but made by the server."""
@@ -66,7 +66,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         if interrupts.acknowledge():
             note("interrupted", style="yellow")
-        code = INTERRUPTED
+        code = interrupts.EXIT_CODE
     except (PilotError, HydraException, OmegaConfBaseException) as error:
         if wants_traceback:
             raise
@@ -83,7 +83,7 @@ def run(arguments: list[str]) -> int:
         code = FAILED
     finally:
         if state.sweep is not None:
-            code = max(code, state.sweep.close(interrupted=code == INTERRUPTED))
+            code = max(code, state.sweep.close(interrupted=code == interrupts.EXIT_CODE))
     return code
 
 
@@ -189,8 +189,8 @@ def _refuse_clashes(config: dict[str, Any]) -> None:
     kept, written = _paths(config, READ), _paths(config, WRITTEN)
     if "predictions_file" in written:
         path = Path(written["predictions_file"])
-        beside = path.parent / f"{path.stem}.recommendations{path.suffix}"
-        written["the recommendations beside predictions_file"] = str(beside)
+        second = path.parent / f"{path.stem}.recommendations{path.suffix}"
+        written["the recommendations beside predictions_file"] = str(second)
     if _value(config, "task.name") == "workload" and "output" in written:
         if "trace.path" in kept:
             path = Path(written["output"])
@@ -198,10 +198,10 @@ def _refuse_clashes(config: dict[str, Any]) -> None:
         else:
             del written["output"]  # a workload is only described
     written |= _paths(config, ("result_file",))  # last: it is the one to be named anew
-    if (runs := _sqlite_file(config, "tracking.uri")) is not None:
-        kept |= {"tracking.uri": str(runs), "tuner.storage": str(runs.with_name(DEFAULT_FILE))}
-    if (studies := _sqlite_file(config, "tuner.storage")) is not None:
-        kept["tuner.storage"] = str(studies)
+    runs = str(_value(config, "tracking.uri") or "")
+    studies = str(_value(config, "tuner.storage") or beside(runs))
+    databases = {"tracking.uri": sqlite_file(runs), "tuner.storage": sqlite_file(studies)}
+    kept |= {key: str(file) for key, file in databases.items() if file is not None}
     require_apart(kept, written)
 
 
@@ -209,12 +209,6 @@ def _paths(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, str]:
     """Return key -> value of those keys that are there and are text."""
     found = {key: _value(config, key) for key in keys}
     return {key: value for key, value in found.items() if isinstance(value, str) and value}
-
-
-def _sqlite_file(config: dict[str, Any], key: str) -> Path | None:
-    scheme, _, path = str(_value(config, key)).partition(":///")
-    path = path.partition("?")[0]
-    return Path(path) if scheme.startswith("sqlite") and path and not path.startswith(":memory:") else None
 
 
 def _value(config: Any, key: str) -> Any:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from threading import Event, current_thread, main_thread
 from types import FrameType
 
+EXIT_CODE = 130
+"""Of a process that was interrupted, as shells have it: 128 and the number of SIGINT."""
 _requested = Event()
 
 

@@ -94,6 +94,24 @@ def interrupted_when(ready: Callable[[int], object], *arguments: str) -> tuple[s
     return out, err
 
 
+def with_a_worker_killed(*arguments: str) -> str:
+    """Run a command line, kill the first of its two workers, and return what it says to standard error.
+
+    It ends as it should: with exit code 1, and without a traceback.
+    """
+    process = started(*arguments)
+    while not two_workers(process.pid):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    workers = [pid for pid, command in processes_of(process.pid).items() if "spawn_main" in command]
+    os.kill(workers[0], signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert "one of the processes that share the work was killed" in err
+    assert "Traceback" not in err
+    return err
+
+
 def two_workers(session: int) -> bool:
     """Whether an evaluation in that session has started two processes."""
     return sum("spawn_main" in command for command in processes_of(session).values()) == 2

@@ -11,10 +11,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
+from setting import grid, shipped_pilot
 
-from llmpilot import catalog
-from llmpilot.config import build
 from llmpilot.dataset import Dataset, published
 from llmpilot.predict.decision import Need
 from llmpilot.predict.evaluation import evaluate
@@ -22,7 +20,6 @@ from llmpilot.predict.pilot.pilot import Pilot
 from llmpilot.predict.prediction import Prediction, Query
 from llmpilot.predict.predictor import Fitted, Predictor
 from llmpilot.predict.report import summary
-from llmpilot.predict.scores import grid_of
 from llmpilot.processes import workers
 
 
@@ -64,15 +61,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    conf = catalog.conf_dir()
-    default = build(yaml.safe_load((conf / "predictor" / "pilot.yaml").read_text()), "predictor")
-    grid = yaml.safe_load((conf / "task" / "evaluate.yaml").read_text())["evaluate"]["grid"]
-    needs = [Need(200, 100.0, 50.0), *grid_of(**grid)]
+    needs = [Need(200, 100.0, 50.0), *grid()]
     both = [*needs, *(need.counting_failures() for need in needs)]
     seeds, data, rows = range(42, 42 + options.seeds), published(), {}
     print("| variant | paper S/O | grid S/O | grid efficiency | MAPE nTTFT / ITL |\n|---|---|---|---|---|")
     with workers(options.workers) as run:
-        for name, predictor in variants(default).items():
+        for name, predictor in variants(shipped_pilot()).items():
             found = summary(list(evaluate(predictor, data, both, seeds, run=run)), len(needs))
             rows[name] = {key: found[key] for key in ("paper", "grid", "with_failures", "mape")}
             paper, over, mape = found["paper"], found["grid"], found["mape"]

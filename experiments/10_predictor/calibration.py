@@ -15,14 +15,11 @@ from math import ceil
 from pathlib import Path
 
 import numpy as np
-import yaml
+from setting import grid, shipped_pilot
 
-from llmpilot import catalog
-from llmpilot.config import build
 from llmpilot.dataset import published
 from llmpilot.predict.decision import Need
 from llmpilot.predict.evaluation import Fold, evaluate
-from llmpilot.predict.scores import grid_of
 from llmpilot.processes import workers
 from llmpilot.recommendation.calibration import SPREAD, drawn_in
 from llmpilot.recommendation.ranking import drawn_users_max, rank
@@ -136,10 +133,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    conf = catalog.conf_dir()
-    pilot = build(yaml.safe_load((conf / "predictor" / "pilot.yaml").read_text()), "predictor")
-    grid = yaml.safe_load((conf / "task" / "evaluate.yaml").read_text())["evaluate"]["grid"]
-    needs, seeds, found = grid_of(**grid), range(42, 42 + options.seeds), {}
+    pilot, needs, seeds, found = shipped_pilot(), grid(), range(42, 42 + options.seeds), {}
     with workers(options.workers) as run:
         for title, measured in (("zero-shot", ()), ("1 x H100 measured", ("1xH100",))):
             folds = list(evaluate(pilot, published(), needs, seeds, measured=measured, run=run))

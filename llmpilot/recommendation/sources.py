@@ -14,6 +14,7 @@ from llmpilot.console import note
 from llmpilot.dataset import Dataset, from_runs, load, merge, published
 from llmpilot.errors import ConfigError, did_you_mean
 from llmpilot.hf_config import model_from_hf_config
+from llmpilot.tracking_store import sqlite_file
 
 PUBLISHED = "published"
 
@@ -61,8 +62,8 @@ def measured_only(data: Dataset) -> Dataset:
 
 def _is_there(uri: str) -> bool:
     """Whether a local store exists: to ask one that does not would make it. One that was named has to."""
-    scheme, _, path = uri.partition(":///")
-    if scheme != "sqlite" or not path or Path(path).exists():
+    path = sqlite_file(uri)
+    if path is None or path.exists():
         return True
     if uri != DEFAULT_TRACKING_URI or os.environ.get("MLFLOW_TRACKING_URI"):
         raise ConfigError(

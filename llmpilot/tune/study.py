@@ -37,7 +37,7 @@ def storage_url(tracking: Tracking, settings: Tuner) -> str:
     Raises:
         ConfigError: it is MLflow's own database.
     """
-    url = settings.storage or _beside(tracking.uri)
+    url = settings.storage or beside(tracking.uri)
     file = sqlite_file(url)
     if url == tracking.uri or (file is not None and file == sqlite_file(tracking.uri)):
         raise ConfigError(
@@ -48,10 +48,11 @@ def storage_url(tracking: Tracking, settings: Tuner) -> str:
     return url
 
 
-def _beside(tracking_uri: str) -> str:
-    scheme, _, path = tracking_uri.partition(":///")
-    if scheme != "sqlite" or not path or path.startswith(":memory:"):
+def beside(tracking_uri: str) -> str:
+    """Return the URL of the studies' database where none is named: beside MLflow's, or in this directory."""
+    if sqlite_file(tracking_uri) is None:
         return f"sqlite:///{DEFAULT_FILE}"
+    path = tracking_uri.partition(":///")[2].partition("?")[0]
     return f"sqlite:///{PurePosixPath(path).with_name(DEFAULT_FILE)}"
 
 

@@ -1,13 +1,11 @@
 """Every fault of a server is counted under its own name, beside users that notice nothing of it."""
 
-import shutil
 import socket
-import ssl
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from certificates import needs_openssl, self_signed
 from misbehaving import FIRST_LENGTH, WAYS, serving
 
 from llmpilot.config import Load
@@ -96,14 +94,9 @@ def test_answers_that_only_begin_as_successes_are_no_reason_to_hammer() -> None:
     assert len(records) <= 2 * 8
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+@needs_openssl
 def test_tls(tmp_path: Path) -> None:
-    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x", "-days", "2"]
-    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
-    with serving(context) as url:
+    with serving(self_signed(tmp_path)) as url:
         records = level(url, 2, 0.2, verify_tls=False)
         assert (records.failure == "").any()
         assert set(records.failure) <= {"", "unfinished"}

@@ -1,12 +1,10 @@
 """The first requests to a service end, and say what is wrong and how to mend it, whatever answers them."""
 
-import shutil
-import ssl
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import needs_openssl, self_signed
 from conftest import Run
 from odd_service import HEAD, SOUND, Way, again_and_again, service, whole
 
@@ -98,14 +96,9 @@ def test_a_limit_of_requests_is_no_other_service() -> None:
     assert "later" in refused.value.cure
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+@needs_openssl
 def test_tls_that_does_not_come_about_is_mended_by_its_cure(tmp_path: Path) -> None:
-    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x", "-days", "2"]
-    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
-    with service(whole(SOUND), tls=context) as url:
+    with service(whole(SOUND), tls=self_signed(tmp_path)) as url:
         with pytest.raises(ServiceError, match="self-signed") as untrusted:
             look_at(url)
         assert "deployment.verify_tls=false" in untrusted.value.cure

@@ -203,13 +203,18 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path, monkeypatch: pyte
     assert data_of("d.parquet", None).content_hash == part.content_hash
 
 
+def test_a_store_with_options_behind_its_path_is_found(workdir: Path) -> None:
+    found = data_of("published", Tracking(uri=f"sqlite:///{workdir}/mlflow.db?timeout=5"))
+    assert found.content_hash == published().content_hash
+
+
 def test_a_store_that_was_named_has_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"(?s)no tracking store .*typo\.db.*runs=false") as caught:
         data_of("published", Tracking(uri=f"sqlite:///{tmp_path}/typo.db"))
     assert f"tracking.uri=sqlite:///{tmp_path}/typo.db" in str(caught.value)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-    with pytest.raises(ConfigError, match=r"no tracking store mlflow\.db"):
+    with pytest.raises(ConfigError, match=r"no tracking store .*mlflow\.db"):
         data_of("published", Tracking(uri="sqlite:///mlflow.db"))
     assert list(tmp_path.iterdir()) == []
 
