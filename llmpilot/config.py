@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -20,26 +19,22 @@ from pydantic import (
     model_validator,
 )
 
+from llmpilot.architecture import Attention, Experts, Formats, KvFormat, LayerKind, Mlp
 from llmpilot.errors import ConfigError, did_you_mean
+from llmpilot.schema import Facts, NonNegative, Rate, Share
+
+__all__ = ["Facts", "NonNegative", "Rate", "Share"]  # which schemas elsewhere take from here
 
 VariableName = Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")]
 """The name of an environment variable; empty for none."""
-Rate = Annotated[float, Field(ge=1e-3, le=1e6)]
-Share = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-
-
-class Facts(BaseModel):
-    """Base of all schemas: frozen, no unknown keys, no NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Gpu(Facts):
     """A GPU profile: `count` GPUs of one type in one pod, the model sharded over them (tensor parallel).
 
-    Figures are per GPU and from the vendor's datasheet; TFLOPs are dense (without sparsity) fp16/bf16
-    tensor throughput; `link_gb_s` is the bandwidth between two GPUs of the pod, both directions together.
+    Figures are per GPU and from the vendor's datasheet; TFLOPs are dense (without sparsity) tensor throughput,
+    None where the hardware has no such unit; `link_gb_s` is the bandwidth between two GPUs of the pod, both
+    directions together.
     """
 
     name: str
@@ -48,6 +43,8 @@ class Gpu(Facts):
     memory_gb: Rate
     bandwidth_gb_s: Rate
     tflops_fp16: Rate
+    tflops_fp8: Rate | None = None
+    tflops_fp4: Rate | None = None
     link: Literal["pcie3", "pcie4", "pcie5", "nvlink", "infinity-fabric"]
     link_gb_s: Rate
     price_per_hour: dict[PositiveInt, PositiveFloat]
@@ -103,6 +100,10 @@ class Model(Facts):
     experts_per_token: PositiveInt = 1
     weight_bytes_per_parameter: PositiveFloat = 2.0
     torch_dtype: str = "bfloat16"
+    layers: tuple[LayerKind, ...] = ()
+    """Kinds of layers; empty: all alike, as the figures above describe them (`layer_kinds`)."""
+    formats: Formats = Formats()
+    kv_format: KvFormat = "bf16"
     flash_attention: bool = True
     source: str = ""
 
@@ -112,7 +113,26 @@ class Model(Facts):
             raise ValueError("active_parameters_b is larger than parameters_b")
         if self.experts_per_token > self.n_experts:
             raise ValueError("experts_per_token is larger than n_experts")
+        if self.layers and sum(kind.count for kind in self.layers) != self.n_layers:
+            raise ValueError(f"layers describe other than n_layers={self.n_layers} layers")
         return self
+
+    @property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """The layers by kind; where the facts do not say, all alike, their width by what parameters are left."""
+        if self.layers:
+            return self.layers
+        mixer = Attention(n_heads=self.n_heads, n_kv_heads=self.n_kv_heads, head_dim=self.head_dim)
+        embeddings = 2 * self.vocabulary_size * self.d_model
+        decoder_b = self.parameters_b - self.encoder_parameters_b
+        left = (1e9 * decoder_b - embeddings) / self.n_layers - mixer.parameters(self.d_model)
+        width = max(1, round(left / (3 * self.d_model * self.n_experts)))
+        feed_forward = (
+            Mlp(width=width)
+            if self.n_experts == 1
+            else Experts(n_experts=self.n_experts, per_token=self.experts_per_token, width=width)
+        )
+        return (LayerKind(count=self.n_layers, mixers=(mixer,), feed_forward=feed_forward),)
 
     @property
     def encoder_decoder(self) -> bool:

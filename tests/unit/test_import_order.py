@@ -8,11 +8,14 @@ import llmpilot
 PACKAGE = Path(llmpilot.__file__).parent
 ORDER = [
     "errors interrupts processes secrets files console",
+    "schema",
+    "architecture",
     "config",
     "hf_config",
     "catalog",
     "workload",
     "sizing",
+    "operators",
     "simulator",
     "engine emulator",
     "deploy",
