@@ -1,7 +1,7 @@
 """An LLM's layers by kind, and the number formats of its weights: what its speed and memory follow from.
 
-Knows nothing of GPUs, engines or of where the facts come from. Parameter counts here are those of the large
-matrices, which steps read and multiply with; norms, biases and other small change are in `Model.parameters_b`.
+Knows nothing of GPUs, engines or of where the facts come from. Parameter counts here are those of the
+large matrices, which steps read and multiply with; norms and biases are in `Model.parameters_b` only.
 """
 
 from typing import Annotated, Literal
@@ -11,9 +11,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from llmpilot.schema import Count, Facts
 
 NumberFormat = Literal["bf16", "fp8", "fp8_block", "nvfp4", "mxfp4", "int4", "int8"]
-"""How weights are stored and multiplied. `fp8`: one scale a tensor, channel or token; `fp8_block`: one for each
-128 x 128 weights (DeepSeek's); `nvfp4`, `mxfp4`: 4-bit floats with a scale for each 16 or 32; `int4`: integers
-with a scale a group, expanded to bf16 before they are multiplied; `int8`: weights and activations."""
+"""How weights are stored and multiplied. `fp8`: one scale a tensor, channel or token; `fp8_block`: one for
+each 128 x 128 weights (DeepSeek's); `nvfp4`, `mxfp4`: 4-bit floats with a scale for each 16 or 32; `int4`:
+integers with a scale a group, expanded to bf16 before they are multiplied; `int8`: weights and activations."""
 KvFormat = Literal["bf16", "fp8"]
 BYTES: dict[str, float] = {
     "bf16": 2.0,
@@ -106,7 +106,7 @@ class LinearAttention(Facts):
     """Attention with a state of fixed size instead of a cache: gated delta nets (Qwen3-Next, Qwen3.5), Kimi's
     delta attention, lightning attention (MiniMax-01).
 
-    `key_dim` and `value_dim` are of all heads together; a head's state is (its key width) x (its value width).
+    `key_dim` and `value_dim` are of all heads together; a head's state is its key width x its value width.
     """
 
     kind: Literal["linear"] = "linear"
@@ -157,7 +157,7 @@ class Mlp(Facts):
 class Experts(Facts):
     """A mixture of experts: `per_token` of `n_experts` are chosen for a token, `shared_width` serves all.
 
-    `latent_dim`: experts work on a narrower vector than the layer's (Nemotron-3's latent experts); null: d_model.
+    `latent_dim`: experts work on a narrower vector than the layer's (Nemotron-3's); null: d_model.
     """
 
     kind: Literal["experts"] = "experts"
@@ -187,7 +187,7 @@ FeedForward = Annotated[Mlp | Experts, Field(discriminator="kind")]
 
 
 class LayerKind(Facts):
-    """So many layers that are alike: their mixers (two work side by side in Falcon-H1), and what follows them."""
+    """So many layers that are alike: their mixers (two side by side in Falcon-H1), and what follows them."""
 
     count: PositiveInt
     mixers: tuple[Mixer, ...] = ()

@@ -32,7 +32,7 @@ VariableName = Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")]
 class Gpu(Facts):
     """A GPU profile: `count` GPUs of one type in one pod, the model sharded over them (tensor parallel).
 
-    Figures are per GPU and from the vendor's datasheet; TFLOPs are dense (without sparsity) tensor throughput,
+    Figures are per GPU and from the vendor's datasheet; TFLOPs are dense (without sparsity) tensor rates,
     None where the hardware has no such unit; `link_gb_s` is the bandwidth between two GPUs of the pod, both
     directions together.
     """
@@ -119,7 +119,7 @@ class Model(Facts):
 
     @property
     def layer_kinds(self) -> tuple[LayerKind, ...]:
-        """The layers by kind; where the facts do not say, all alike, their width by what parameters are left."""
+        """The layers by kind; where the facts do not say, all alike, as wide as the parameters leave room."""
         if self.layers:
             return self.layers
         mixer = Attention(n_heads=self.n_heads, n_kv_heads=self.n_kv_heads, head_dim=self.head_dim)

@@ -1,4 +1,4 @@
-"""What every typed schema of facts has in common, and the bounded numbers that they share. No schema itself."""
+"""What all typed schemas of facts have in common, and the bounded numbers that they share."""
 
 from typing import Annotated
 

@@ -7,9 +7,9 @@ from typing import NamedTuple, Protocol
 class Batch(NamedTuple):
     """One step's work: sequences that decode a token each, and chunks of prompts that are prefilled.
 
-    `decode_context_tokens` sums, over the sequences that decode, the positions in their KV cache. `prefill_pairs`
-    sums over the chunks the pairs (token of the chunk, position that it attends to): a chunk of q tokens behind c
-    that are in the cache already has q (c + (q + 1) / 2). `prefills` counts the chunks.
+    `decode_context_tokens` sums, over the sequences that decode, the positions in their KV cache.
+    `prefill_pairs` sums over the chunks the pairs (token of the chunk, position that it attends to): a chunk
+    of q tokens behind c that are in the cache already has q (c + (q + 1) / 2). `prefills` counts the chunks.
     """
 
     decodes: int
