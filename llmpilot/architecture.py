@@ -13,7 +13,7 @@ from llmpilot.schema import Count, Facts
 NumberFormat = Literal["bf16", "fp8", "fp8_block", "nvfp4", "mxfp4", "int4", "int8"]
 """How weights are stored and multiplied. `fp8`: one scale a tensor, channel or token; `fp8_block`: one for
 each 128 x 128 weights (DeepSeek's); `nvfp4`, `mxfp4`: 4-bit floats with a scale for each 16 or 32; `int4`:
-integers with a scale a group, expanded to bf16 before they are multiplied; `int8`: weights and activations."""
+integers with a scale a group, multiplied as bf16; `int8`: weights and activations."""
 KvFormat = Literal["bf16", "fp8"]
 BYTES: dict[str, float] = {
     "bf16": 2.0,
