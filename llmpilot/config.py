@@ -63,8 +63,8 @@ class Gpu(Facts):
         return self
 
     @property
-    def profile(self) -> str:
-        """`2 x A100-40GB`: the name of the profile in tables and plots."""
+    def label(self) -> str:
+        """`2 x A100-40GB`: how tables and plots call the profile."""
         return f"{self.count} x {self.name}"
 
     @property

@@ -68,10 +68,10 @@ def require_fit(
     if plan.kv_capacity_tokens >= heaviest_request_tokens:
         return
     if plan.kv_capacity_tokens == 0:
-        wrong = f"{model.name} does not fit on {gpu.profile}"
+        wrong = f"{model.name} does not fit on {gpu.label}"
     else:
         wrong = (
-            f"{model.name} on {gpu.profile} leaves too little memory: "
+            f"{model.name} on {gpu.label} leaves too little memory: "
             f"the workload's heaviest request holds {heaviest_request_tokens:,} tokens"
         )
     raise DoesNotFitError(wrong, given=plan.arithmetic(), cure=cure or "take a larger GPU profile")

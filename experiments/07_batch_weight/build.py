@@ -89,7 +89,7 @@ def search(pair: Pair) -> dict[str, Any]:
     assert held is not None, pair
     return {
         "model": model.name,
-        "gpu": gpu.profile,
+        "gpu": gpu.label,
         "capacity_tokens": capacity,
         "upper_tokens": bounds.upper,
         "found_tokens": held,

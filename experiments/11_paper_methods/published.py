@@ -35,7 +35,7 @@ def main(folder: Path) -> None:
         paper, grid = scored(PAPER), mean_score(scored(need) for need in GRID)
         errors: dict[str, list[np.ndarray]] = {"nttft": [], "itl": []}
         for llm, said in predictions.items():
-            profiles = [gpu.profile.removesuffix("-40GB") for gpu in said.profiles]
+            profiles = [gpu.label.removesuffix("-40GB") for gpu in said.profiles]
             new = ~np.isin(profiles, REFERENCES if name in MEASURED_FIRST else ())
             errors["nttft"].append(np.abs(said.nttft_ms / truths[llm].nttft_ms - 1)[new].ravel())
             errors["itl"].append(np.abs(said.itl_ms / truths[llm].itl_ms - 1)[new].ravel())

@@ -103,7 +103,7 @@ def _dataset(run: _Run, found: Collected, *, simulated: bool) -> Dataset | None:
     hardware = run.tags.get(tracking.TAG_HARDWARE)
     if hardware is not None and not runs_on(gpu, hardware):
         found.left_out[OTHER_HARDWARE] += 1
-        found.remarks.append(f"run {run.run_id} is labelled {gpu.profile}, but was measured on {hardware}")
+        found.remarks.append(f"run {run.run_id} is labelled {gpu.label}, but was measured on {hardware}")
         return None
     if run.params.get("load.arrival") != "closed":
         found.left_out[OPEN_LOOP] += 1

@@ -47,7 +47,7 @@ def describe(
     return EmulatedService(
         model_id=model.hf_id or model.name,
         aliases=(model.name,),
-        profile=gpu.profile,
+        profile=gpu.label,
         service=service,
         vocabulary_size=model.vocabulary_size,
         max_model_tokens=min(model.max_positions or max_batch_weight, max_batch_weight),

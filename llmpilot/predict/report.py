@@ -107,7 +107,7 @@ def _of_model(folds: list[Fold], settings: int) -> dict[str, Any]:
 
 
 def _in_words(choice: Choice | None) -> str:
-    return NOTHING if choice is None else f"{choice.pods} x ({choice.profile.profile})"
+    return NOTHING if choice is None else f"{choice.pods} x ({choice.profile.label})"
 
 
 def _mean(parts: Sequence[np.ndarray]) -> float | None:

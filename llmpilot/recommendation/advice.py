@@ -155,13 +155,13 @@ def _next_measurement(
         return None if best is None or best.pods is None else Choice(best.profile, best.pods)
 
     done = set(measured_on)
-    candidates = _candidates([gpu for gpu in prediction.profiles if gpu.profile not in done])
+    candidates = _candidates([gpu for gpu in prediction.profiles if gpu.label not in done])
     weighed = worth_of_measuring(prediction, need, decide, candidates, hours_per_run(len(prediction.users)))
     best = max(weighed, key=lambda one: one.gain * question.hours - one.cost, default=None)
     if best is None or best.gain * question.hours <= best.cost:
         return None, "nothing that one more run could show is expected to pay for it: the choice is settled"
     return best, (
-        f"a characterization on {best.profile.profile} costs about ${best.cost:,.2f} and is expected to save "
+        f"a characterization on {best.profile.label} costs about ${best.cost:,.2f} and is expected to save "
         f"${best.gain:,.2f} an hour, for {question.hours:g} hours; {best.settles:.0%} of what it may show "
         "changes the choice"
     )

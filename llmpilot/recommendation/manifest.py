@@ -55,7 +55,7 @@ def manifest_text(model: Model, gpu: Gpu, pods: int, pod: Pod) -> str:
     """
     head = COMMENT.format(
         pods=pods,
-        profile=gpu.profile,
+        profile=gpu.label,
         model=" ".join(model.name.split()),  # a line break would end the comment
         cost=f"${pods * gpu.cost_per_hour:,.2f}",
         secret=pod.token_secret,

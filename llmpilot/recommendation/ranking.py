@@ -211,7 +211,7 @@ def _in_order(options: list[Option], unfit: list[Option], need: Need, risk: floa
         return Ranking((best, *dear, *slow, *unfit), best, "")
     wanted = f"no GPU profile keeps the SLA with a probability of {1 - risk:.0%} or more"
     if slow:
-        nearest = f"nearest comes {slow[0].profile.profile}, {slow[0].reason.removeprefix('too slow: ')}"
+        nearest = f"nearest comes {slow[0].profile.label}, {slow[0].reason.removeprefix('too slow: ')}"
     else:
         nearest = "the model fits on none of them"
     return Ranking((*slow, *unfit), None, f"{wanted}: {nearest}")
@@ -234,7 +234,7 @@ def _too_dear(option: Option, best: Option) -> str:
     assert least is not None
     if _rounded_cost(option) == _rounded_cost(best):
         than = "but less sure" if option.p_sla < best.p_sla else "and no surer either"
-        return f"no dearer than {best.profile.profile}, {than}"
+        return f"no dearer than {best.profile.label}, {than}"
     more, share = cost - least, cost / least - 1
     dollars = f"{more:,.2f}" if more >= 0.005 else f"{more:.1g}"
     percent = f"+{share:.0%}" if share >= 0.005 else "less than 1%"

@@ -78,8 +78,8 @@ def judge_trust(
 
     `measured_on` are the profiles that this very model was measured on (`1 x H100`).
     """
-    if recommended is not None and recommended.profile in measured_on:
-        said: list[tuple[Level, str]] = [("high", f"this LLM was measured on {recommended.profile}")]
+    if recommended is not None and recommended.label in measured_on:
+        said: list[tuple[Level, str]] = [("high", f"this LLM was measured on {recommended.label}")]
     else:
         said = [_of_the_model(model, evidence, measured_on)]
         said += [] if recommended is None else _of_the_profile(recommended, evidence)

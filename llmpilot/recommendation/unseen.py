@@ -34,7 +34,7 @@ def widen_unseen(prediction: Prediction, evidence: Evidence, measured_on: Sequen
     unlike = {
         "gpu_types": [at for at, gpu in enumerate(profiles) if gpu.name not in known],
         "most_gpus": [
-            at for at, gpu in enumerate(profiles) if gpu.count > most and gpu.profile not in measured_on
+            at for at, gpu in enumerate(profiles) if gpu.count > most and gpu.label not in measured_on
         ],
     }
     widened = []

@@ -108,7 +108,7 @@ class Recommender:
     def latencies(self, model: Model, cells: Sequence[Cell]) -> list[Answer]:
         """Return median latencies [ms] of one pod under each load with 80% intervals; none: does not fit."""
         predicted = self._predicted(model)
-        unfit = {gpu.profile: why for gpu, why in predicted.unfit}
+        unfit = {gpu.label: why for gpu, why in predicted.unfit}
         answers: list[Answer] = [
             {
                 "task": "predict",
@@ -116,15 +116,15 @@ class Recommender:
                 "users": cell.users,
                 "gpu": cell.profile.name,
                 "count": cell.profile.count,
-                "reason": unfit.get(cell.profile.profile, ""),
+                "reason": unfit.get(cell.profile.label, ""),
             }
             for cell in cells
         ]
-        fit = [at for at, cell in enumerate(cells) if cell.profile.profile not in unfit]
+        fit = [at for at, cell in enumerate(cells) if cell.profile.label not in unfit]
         if predicted.prediction is None or not fit:
             return answers
-        places = {gpu.profile: at for at, gpu in enumerate(predicted.prediction.profiles)}
-        profiles = np.array([places[cells[at].profile.profile] for at in fit])
+        places = {gpu.label: at for at, gpu in enumerate(predicted.prediction.profiles)}
+        profiles = np.array([places[cells[at].profile.label] for at in fit])
         users = np.array([cells[at].users for at in fit])
         metrics: tuple[Metric, ...] = ("nttft_ms", "itl_ms")
         for metric in metrics:

@@ -50,17 +50,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     report = []
     for model, gpu, levels in pairs.values():
         if not any(usable(level) for level in levels):
-            raise ConfigError("every level lost most of its requests", given=f"{model.name} on {gpu.profile}")
-        with err.status(f"fitting {model.name} on {gpu.profile}, {len(levels)} levels"):
+            raise ConfigError("every level lost most of its requests", given=f"{model.name} on {gpu.label}")
+        with err.status(f"fitting {model.name} on {gpu.label}, {len(levels)} levels"):
             fit = fit_pair(levels, model, gpu)
         fits.append(fit)
         service = fit.calibration.service(model, gpu)
         judged = [Judged(level, replay(service, level)) for level in levels]
         errors = {name: round(float(np.median([j.error(name) for j in judged])), 4) for name in TOLERANCES}
-        report.append(
-            {"model": model.name, "gpu": gpu.profile, "levels": len(levels), "median_error": errors}
-        )
-        say(f"{model.name} on {gpu.profile}: " + ", ".join(f"{k} {v:.1%}" for k, v in errors.items()))
+        report.append({"model": model.name, "gpu": gpu.label, "levels": len(levels), "median_error": errors})
+        say(f"{model.name} on {gpu.label}: " + ", ".join(f"{k} {v:.1%}" for k, v in errors.items()))
     comment = f"Fitted by task=calibrate on {', '.join(settings.runs)}."
     write_calibrations(Path(settings.output).expanduser(), [fit.calibration for fit in fits], comment)
     say(f"written to {settings.output}; to use it: engine=simulated engine.calibration={settings.output}")

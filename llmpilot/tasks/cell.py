@@ -136,7 +136,7 @@ class Cell:
 
 def service_name(model: str | None, gpu: Gpu | None) -> str:
     """Return `starcoder on 1 x A100-40GB`, or as much of it as is known."""
-    return " on ".join([model or "a service", *([gpu.profile] if gpu else [])])
+    return " on ".join([model or "a service", *([gpu.label] if gpu else [])])
 
 
 def compose(cfg: DictConfig) -> Cell:

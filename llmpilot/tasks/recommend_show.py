@@ -36,7 +36,7 @@ def _show_answer(advice: Advice) -> None:
         say(f"nothing is recommended: {advice.ranking.reason}", style="bold yellow")
     else:
         say(
-            f"recommended: {best.pods} x ({best.profile.profile}), ${best.cost_per_hour:,.2f} an hour, "
+            f"recommended: {best.pods} x ({best.profile.label}), ${best.cost_per_hour:,.2f} an hour, "
             f"{best.users_per_pod} users a pod (at this risk a pod takes {best.users_max}); "
             f"P(SLA) {best.p_sla:.2f}",
             style="bold green",
@@ -53,7 +53,7 @@ def _show_answer(advice: Advice) -> None:
 
 def _cells(option: Option) -> tuple[str, ...]:
     return (
-        option.profile.profile,
+        option.profile.label,
         "-" if option.pods is None else f"{option.pods:,}",
         "-" if option.cost_per_hour is None else f"{option.cost_per_hour:,.2f}",
         "-" if option.users_per_pod is None else str(option.users_per_pod),

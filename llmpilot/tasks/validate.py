@@ -65,7 +65,7 @@ def _shipped(pairs: dict[Pair, list[Recording]]) -> Tables:
         if (model.name, gpu.name, gpu.count) not in tables.three_levels:
             raise ConfigError(
                 "the data holds a pair that the shipped calibrations lack",
-                given=f"{model.name} on {gpu.profile}",
+                given=f"{model.name} on {gpu.label}",
                 cure="add refit=true: fit everything on this data",
             )
     return tables

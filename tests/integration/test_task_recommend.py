@@ -84,7 +84,7 @@ def test_the_headline(recommend: Callable[..., dict[str, Any]]) -> None:
     assert "vllm serve meta-llama/Llama-3.1-8B-Instruct" in result["printed"]
     assert f"--tensor-parallel-size {best['count']}" in result["serve"]
     for gpu in catalog.gpu_profiles():
-        assert f" {gpu.profile} " in result["printed"]
+        assert f" {gpu.label} " in result["printed"]
 
     bold = recommend(*HEADLINE, "risk=0.4")["recommended"]
     assert bold["cost_per_hour"] <= best["cost_per_hour"]

@@ -101,14 +101,14 @@ def test_tflops_are_dense(name: str, with_sparsity: float) -> None:
 
 
 def test_prices_are_the_papers() -> None:
-    ours = {gpu.profile: gpu.cost_per_hour for gpu in catalog.gpu_profiles()}
+    ours = {gpu.label: gpu.cost_per_hour for gpu in catalog.gpu_profiles()}
     for row in csv.DictReader(PAPER_PRICES.splitlines()):
         assert ours[row["GPU"]] == float(row["price"])
 
 
 def test_profiles_are_every_count_that_is_sold() -> None:
     profiles = catalog.gpu_profiles(["a10", "h100"])
-    assert [gpu.profile for gpu in profiles] == [
+    assert [gpu.label for gpu in profiles] == [
         "1 x A10",
         "2 x A10",
         "1 x H100",
@@ -116,7 +116,7 @@ def test_profiles_are_every_count_that_is_sold() -> None:
         "4 x H100",
         "8 x H100",
     ]
-    names = [gpu.profile for gpu in catalog.gpu_profiles()]
+    names = [gpu.label for gpu in catalog.gpu_profiles()]
     assert len(set(names)) == len(names) == sum(len(gpu.price_per_hour) for gpu in GPUS.values())
 
 
@@ -166,7 +166,7 @@ def test_composed_nodes_become_objects() -> None:
     with initialize_config_dir(str(catalog.conf_dir()), version_base=None):
         config = compose(overrides=["+gpu=a100", "gpu.count=4", "+model=starcoder"])
         repriced = compose(overrides=["+gpu=a100", "gpu.price_per_hour={1: 2.5}"])
-    assert catalog.build_gpu(config.gpu).profile == "4 x A100-40GB"
+    assert catalog.build_gpu(config.gpu).label == "4 x A100-40GB"
     assert catalog.build_gpu(config.gpu).cost_per_hour == 16.385
     assert catalog.build_model(config.model) == MODELS["starcoder"]
     assert catalog.build_gpu(repriced.gpu).cost_per_hour == 2.5

@@ -105,7 +105,7 @@ def test_failures_make_deployments_fail(data) -> None:
     need = Need(users=128, nttft_ms=1e9, itl_ms=1e9)
     lenient, strict = truth.users_max(need), truth.users_max(need.counting_failures())
     assert (strict <= lenient).all()
-    at = [gpu.profile for gpu in truth.profiles].index("2 x T4")  # 89% of its requests failed at 128 users
+    at = [gpu.label for gpu in truth.profiles].index("2 x T4")  # 89% of its requests failed at 128 users
     assert lenient[at] == 128
     assert strict[at] < 128
 

@@ -99,7 +99,7 @@ def test_selecta_completes_from_what_was_measured(few: Dataset) -> None:
     shown = rows[(rows["gpu"] == "H100") & (rows["count"] == 4)]
     blind = fitted.predict(truth.model, truth.profiles, truth.users)
     said = fitted.predict(truth.model, truth.profiles, truth.users, shown)
-    measured = [profile.profile for profile in truth.profiles].index("4 x H100")
+    measured = [profile.label for profile in truth.profiles].index("4 x H100")
     np.testing.assert_array_equal(said.nttft_ms[measured], truth.nttft_ms[measured])
     assert np.isfinite(blind.nttft_ms).all()
     assert (said.nttft_ms != blind.nttft_ms).any(axis=1).all()
@@ -167,7 +167,7 @@ def test_morphling_adapts_without_forgetting_what_it_was(few: Dataset) -> None:
     before = fitted.predict(truth.model, truth.profiles, truth.users)
     adapted = fitted.predict(truth.model, truth.profiles, truth.users, shown)
     again = fitted.predict(truth.model, truth.profiles, truth.users)
-    measured = [profile.profile for profile in truth.profiles].index("4 x H100")
+    measured = [profile.label for profile in truth.profiles].index("4 x H100")
     np.testing.assert_array_equal(adapted.itl_ms[measured], truth.itl_ms[measured])
     assert (adapted.itl_ms[0] != before.itl_ms[0]).any()
     np.testing.assert_array_equal(again.itl_ms, before.itl_ms)

@@ -85,7 +85,7 @@ def test_paris_believes_what_was_measured_and_learns_from_it(few: Dataset) -> No
     shown = rows[(rows["gpu"] == "H100") & (rows["count"] == 4)]
     blind = fitted.predict(truth.model, truth.profiles, truth.users)
     said = fitted.predict(truth.model, truth.profiles, truth.users, shown)
-    measured = [profile.profile for profile in truth.profiles].index("4 x H100")
+    measured = [profile.label for profile in truth.profiles].index("4 x H100")
     np.testing.assert_array_equal(said.itl_ms[measured], truth.itl_ms[measured])
     others = np.arange(len(truth.profiles)) != measured
     assert (said.itl_ms[others] != blind.itl_ms[others]).any()

@@ -156,7 +156,7 @@ def test_measured_cells_are_taken_as_they_are_and_narrow_the_others(few: Dataset
     blind = fitted.predict(model, profiles, USERS)
     shown = rows_of(own.table, ["1xH100"])
     told = fitted.predict(model, profiles, USERS, shown)
-    at = [gpu.profile for gpu in profiles].index("1 x H100")
+    at = [gpu.label for gpu in profiles].index("1 x H100")
     assert told.itl_ms[at] == pytest.approx(shown.sort_values("users")["itl_ms"].to_numpy())
     assert told.draws is not None
     assert blind.draws is not None
@@ -210,7 +210,7 @@ def test_learns_for_what_was_measured_of_the_llm(few: Dataset, tmp_path: Path) -
         .itl_ms
         for table in (one.table, slower)
     )
-    elsewhere = [at for at, gpu in enumerate(profiles) if gpu.profile != "1 x H100"]
+    elsewhere = [at for at, gpu in enumerate(profiles) if gpu.label != "1 x H100"]
     assert np.median(told_slower[elsewhere] / told[elsewhere]) > 1.02
     knowing.save(tmp_path)
     again = SMALL.load(tmp_path).predict(model, profiles, USERS, one.table)
@@ -239,8 +239,8 @@ def test_a_measurement_where_no_other_llm_was_measured_moves_the_draws_alone(few
 
 
 def _order(data: Dataset, profiles: list[Gpu]) -> list[int]:
-    at = [gpu.profile for gpu in truth_of(data, "llama_7b").profiles]
-    return [at.index(gpu.profile) for gpu in profiles]
+    at = [gpu.label for gpu in truth_of(data, "llama_7b").profiles]
+    return [at.index(gpu.label) for gpu in profiles]
 
 
 def test_what_was_missed_is_carried_to_other_loads() -> None:

@@ -31,13 +31,13 @@ def test_every_pair_that_was_measured_fits() -> None:
     assert len(pairs) == 66
     for row in pairs.itertuples():
         gpu = data.gpus[row.gpu].model_copy(update={"count": row.count})
-        assert why_unfit(data.models[row.model], gpu, HEAVIEST) is None, (row.model, gpu.profile)
+        assert why_unfit(data.models[row.model], gpu, HEAVIEST) is None, (row.model, gpu.label)
 
 
 def test_what_does_not_fit_is_told_with_its_arithmetic() -> None:
     fit, unfit = split_by_fit(MODELS["llama_3_1_70b"], catalog.gpu_profiles(["t4", "h100"]), HEAVIEST)
-    assert [gpu.profile for gpu in fit] == ["2 x H100", "4 x H100", "8 x H100"]
-    assert [gpu.profile for gpu, _ in unfit] == ["1 x T4", "2 x T4", "4 x T4", "1 x H100"]
+    assert [gpu.label for gpu in fit] == ["2 x H100", "4 x H100", "8 x H100"]
+    assert [gpu.label for gpu, _ in unfit] == ["1 x T4", "2 x T4", "4 x T4", "1 x H100"]
     for _, reason in unfit:
         assert reason.startswith("does not fit: ")
         assert "GB weights" in reason
@@ -86,8 +86,8 @@ def test_own_prices_replace_the_catalogues(
     file.write_text(text)
     profiles, own = profiles_at(file)
     assert own == 3
-    price = {gpu.profile: gpu.cost_per_hour for gpu in profiles}
-    before = {gpu.profile: gpu.cost_per_hour for gpu in catalog.gpu_profiles()}
+    price = {gpu.label: gpu.cost_per_hour for gpu in profiles}
+    before = {gpu.label: gpu.cost_per_hour for gpu in catalog.gpu_profiles()}
     changed = {"1 x A100-40GB": 1.5, "1 x H100": 2.25, "8 x A10": 9.0}
     assert price == before | changed
     capsys.readouterr()

@@ -159,7 +159,7 @@ def test_what_holds_for_any_prediction(
     need = Need(users=users, nttft_ms=80, itl_ms=50, count_failures=count_failures)
     ranking = rank(said, need, risk)
     feasible = [option for option in ranking.options if option.feasible]
-    assert {option.profile.profile for option in ranking.options} == {gpu.profile for gpu in said.profiles}
+    assert {option.profile.label for option in ranking.options} == {gpu.label for gpu in said.profiles}
     assert list(ranking.options[: len(feasible)]) == feasible
     assert ranking.recommended is (feasible[0] if feasible else None)
     for cheap, dear in pairwise(feasible):
