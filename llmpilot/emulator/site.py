@@ -1,7 +1,4 @@
-"""A server of OpenAI's API, whatever makes its tokens: it listens, routes, refuses, and counts what became.
-
-The emulator is one, and engine=transformers another.
-"""
+"""A server of OpenAI's API, whatever makes its tokens: it listens, routes, refuses and counts."""
 
 import asyncio
 import contextlib

@@ -75,7 +75,7 @@ VLLM_METRICS = ServerMetrics(
     preemptions="vllm:num_preemptions_total",
     tokens="vllm:generation_tokens_total",
 )
-"""vLLM's names, which our own server uses too."""
+"""vLLM's names, which our emulator uses too."""
 
 
 class ServerEngine(Protocol):

@@ -21,7 +21,6 @@ from llmpilot.engine.openai import OpenAIEngine
 from llmpilot.engine.sglang import SglangEngine
 from llmpilot.engine.simulated import SimulatedEngine
 from llmpilot.engine.tgi import TgiEngine
-from llmpilot.engine.transformers import TransformersEngine
 from llmpilot.engine.vllm import VllmEngine
 from llmpilot.errors import ConfigError
 from llmpilot.loadtest import Traffic, open_traffic
@@ -30,7 +29,7 @@ from llmpilot.simulator import VirtualService
 from llmpilot.sizing import require_fit
 from llmpilot.workload import load_workload
 
-StartedEngine = LlamaCppEngine | SglangEngine | TgiEngine | TransformersEngine | VllmEngine
+StartedEngine = LlamaCppEngine | SglangEngine | TgiEngine | VllmEngine
 Engine = SimulatedEngine | OpenAIEngine | StartedEngine
 Deployment = SimulatedDeployment | ExternalDeployment | ProcessDeployment
 Endpoint = VirtualService | HttpEndpoint

@@ -19,7 +19,6 @@ from llmpilot.engine.llamacpp import LlamaCppEngine
 from llmpilot.engine.openai import DIALECTS, Asked, OpenAIEngine, Tokens
 from llmpilot.engine.server import Assignment, ServerEngine, last_words, memory_complaint
 from llmpilot.engine.sglang import SglangEngine
-from llmpilot.engine.transformers import TransformersEngine
 from llmpilot.engine.vllm import VllmEngine
 from llmpilot.errors import PilotError
 
@@ -29,7 +28,7 @@ ASSIGNMENT = Assignment(
 Made = Callable[[], ServerEngine]
 
 
-@pytest.fixture(params=["llamacpp", "vllm", "sglang", "transformers"])
+@pytest.fixture(params=["llamacpp", "vllm", "sglang"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path, binary: str) -> ServerEngine:
     weights = tmp_path / "m.gguf"
     weights.write_bytes(b"GGUF")
@@ -37,7 +36,6 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path, binary: str) -> Serve
         "llamacpp": lambda: LlamaCppEngine(binary=binary, model_path=str(weights)),
         "vllm": lambda: VllmEngine(binary=binary),
         "sglang": lambda: SglangEngine(python=binary),
-        "transformers": lambda: TransformersEngine(python=binary),
     }
     return engines[request.param]()
 
@@ -60,7 +58,6 @@ def test_more_weight_never_means_less(engine: ServerEngine) -> None:
         "llamacpp": "--parallel",
         "vllm": "--num-gpu-blocks-override",
         "sglang": "--max-total-tokens",
-        "transformers": "--max-batch-weight",
     }
     sizes = []
     for weight in (300, 301, 599, 600, 6000, 10**6, 10**7):

@@ -99,7 +99,6 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(run: Run) -> None
         ([*CELL, "max_batch_weight=10"], ["max_batch_weight=10", "heaviest request"]),
         ([*CELL, "max_batch_weight=many"], ["max_batch_weight", "many"]),
         ([*CELL, "workload=file"], ["workload.model is missing"]),
-        ([*CELL, "engine=transformers", "model.weights=real"], ["random weights only", "weights=dummy"]),
         ([*CELL, "workload=file", "workload.model=gone.parquet"], ["gone.parquet"]),
         ([*CELL, "load=replay"], ["load.trace.path"]),
         ([*CELL, "load=replay", "load.trace.path=gone.csv"], ["gone.csv"]),
