@@ -1,0 +1,114 @@
+"""The few fitted numbers that turn operators into an engine's step times: their names, priors and use.
+
+A factor multiplies some parts of a step (`step_model.PARTS`) wherever it applies. Before any measurement all
+are known by their priors only: log-normal around a median. `predict.service` fits them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import exp, log
+
+import numpy as np
+
+from llmpilot.architecture import Experts
+from llmpilot.simulator.step_model import PARTS, Numbers, StepModel
+
+GEMMS = ("attention_gemm", "mlp_gemm", "head_gemm")
+ATTENTION = ("decode_attention", "prefill_attention", "recurrent")
+PREFILL = "prefill"
+"""Stands among the parts for whatever a prompt's tokens add to a step, all parts together."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One fitted number: `median` and `spread` (of its logarithm) are its prior; `why` says its use."""
+
+    name: str
+    parts: tuple[str, ...]
+    applies: Callable[[StepModel], bool]
+    median: float
+    spread: float
+    why: str
+
+
+def _always(service: StepModel) -> bool:
+    return True
+
+
+def _on(*engines: str) -> Callable[[StepModel], bool]:
+    return lambda service: service.settings.engine in engines
+
+
+def _blackwell(service: StepModel) -> bool:
+    return service.gpu.architecture == "blackwell"
+
+
+def _block_experts(service: StepModel) -> bool:
+    return has_experts(service) and service.model.formats.experts == "fp8_block"
+
+
+def has_experts(service: StepModel) -> bool:
+    """Whether some of the model's layers are mixtures of experts."""
+    return any(isinstance(kind.feed_forward, Experts) for kind in service.model.layer_kinds)
+
+
+FACTORS: tuple[Factor, ...] = (
+    Factor(
+        "experts.fp8_block",
+        ("experts",),
+        _block_experts,
+        1.0,
+        0.2,
+        "engines tune block-scaled expert kernels further than the tables' generic ones",
+    ),
+    Factor(
+        "experts.fp8_block.trtllm",
+        ("experts",),
+        lambda service: _block_experts(service) and service.settings.engine == "trtllm",
+        1.0,
+        0.2,
+        "TensorRT-LLM has kernels of its own for them",
+    ),
+    Factor("gemm.blackwell", GEMMS, _blackwell, 1.0, 0.1, "kernels for Blackwell mature faster than tables"),
+    Factor("attention.blackwell", ATTENTION, _blackwell, 1.0, 0.15, "the same of attention"),
+    Factor(
+        "sequence", ("sequence",), _always, 1.0, 0.7, "host work a sequence: sampling, detokenizing, sending"
+    ),
+    Factor(PREFILL, (PREFILL,), _always, 1.0, 0.2, "how well prompts overlap with decoding in one step"),
+    Factor(
+        "all_reduce.vllm",
+        ("all_reduce",),
+        _on("vllm"),
+        1.0,
+        0.3,
+        "vLLM does not fuse them with norms",
+    ),
+)
+NAMES = tuple(factor.name for factor in FACTORS)
+Factors = Mapping[str, float]
+
+
+def priors() -> dict[str, float]:
+    """Return every factor's prior median."""
+    return {factor.name: factor.median for factor in FACTORS}
+
+
+def design(service: StepModel) -> Numbers:
+    """Return which factors multiply what of a service [factors, parts + 1], as 1 or 0; last, prefill."""
+    found = np.zeros((len(FACTORS), len(PARTS) + 1))
+    columns = {name: at for at, name in enumerate((*PARTS, PREFILL))}
+    for row, factor in enumerate(FACTORS):
+        if factor.applies(service):
+            found[row, [columns[part] for part in factor.parts]] = 1.0
+    return found
+
+
+def multipliers(service: StepModel, values: Factors) -> Numbers:
+    """Return what each part of a step, and last a prompt's share in it, is multiplied with [parts + 1]."""
+    logs = np.array([log(values.get(factor.name, factor.median)) for factor in FACTORS])
+    return np.asarray(np.exp(logs @ design(service)))
+
+
+def rounded(values: Factors) -> dict[str, float]:
+    """Return the factors to five digits, the same on every machine."""
+    return {name: float(f"{exp(log(value)):.5g}") for name, value in values.items()}
