@@ -60,6 +60,7 @@ def run(arguments: list[str]) -> int:
     code = 0
     try:
         _refuse_null_groups(sys.argv[1:])
+        _refuse_what_was_renamed(sys.argv[1:])
         _hydra_main(state)
         if state.error is not None:
             raise state.error
@@ -246,6 +247,19 @@ def _refuse_null_groups(arguments: list[str]) -> None:
         if nulls and group.isidentifier() and (options := catalog.options(group)):
             raise ConfigError(
                 f"{group} cannot be null", given=argument, cure=f"the options are {', '.join(options)}"
+            )
+
+
+def _refuse_what_was_renamed(arguments: list[str]) -> None:
+    """Say what an option of before is called now."""
+    for argument in arguments:
+        key, _, value = argument.lstrip("+").partition("=")
+        if key == "engine" and "simulated" in value.split(","):
+            raise ConfigError(
+                "engine=simulated is no engine any more: engines have their names, and "
+                "deployment=simulated (the default) says that one is simulated",
+                given=argument,
+                cure="engine=tgis, which is what it was; or leave it out for the default engine",
             )
 
 

@@ -340,7 +340,9 @@ def build(node: DictConfig, key: str) -> Any:
     values = plain(node)
     target = values.pop("_target_", None)
     if target is None:
-        raise ConfigError(f"{key} names no _target_", given=values, cure=f"choose an option: {key}=simulated")
+        raise ConfigError(
+            f"{key} names no _target_", given=values, cure=f"choose an option of {key}: --help lists them"
+        )
     try:
         schema = get_class(target)
     except Exception as error:

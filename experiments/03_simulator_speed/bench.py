@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmpilot import catalog
-from llmpilot.engine.simulated import SimulatedEngine
+from llmpilot.engine.tgis import TgisEngine
 from llmpilot.files import to_json, write_text
 from llmpilot.processes import workers
 from llmpilot.simulator import VirtualService, simulate_closed
@@ -36,7 +36,7 @@ class Same:
 def service_of(model: str, gpu: str, count: int) -> VirtualService:
     facts = catalog.models([model])[model]
     profile = next(g for g in catalog.gpus().values() if g.name == gpu).model_copy(update={"count": count})
-    engine = SimulatedEngine()
+    engine = TgisEngine()
     return engine.service(facts, profile, max(2_000, engine.default_max_batch_weight(facts, profile)))
 
 

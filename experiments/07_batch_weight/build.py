@@ -14,7 +14,7 @@ from typing import Any
 
 from llmpilot import catalog, metrics
 from llmpilot.config import Gpu, Load, Model, Sla
-from llmpilot.engine.simulated import SimulatedEngine
+from llmpilot.engine.tgis import TgisEngine
 from llmpilot.files import to_json, write_text
 from llmpilot.loadtest import open_traffic, run_level
 from llmpilot.processes import workers
@@ -28,7 +28,7 @@ from llmpilot.workload import load_workload
 
 USERS = 128
 SEEDS = (42, 43, 44)
-SLA, ENGINE = Sla(), SimulatedEngine()
+SLA, ENGINE = Sla(), TgisEngine()
 LOAD = Load(arrival="closed", users=[USERS], duration_s=120, warmup_s=10)
 SEARCH = Tuner(question="feasible", users=USERS)
 Pair = tuple[str, str, int]

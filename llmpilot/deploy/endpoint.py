@@ -9,6 +9,13 @@ from llmpilot.config import Facts
 from llmpilot.deploy.nvml import Gpus
 from llmpilot.engine.openai import Dialect, OpenAIEngine
 from llmpilot.engine.server import ServerMetrics
+from llmpilot.errors import DoesNotFitError
+
+
+class ServerOutOfMemoryError(DoesNotFitError):
+    """The server said that its memory does not suffice: an outcome of the measurement, not a failure."""
+
+    outcome = "out_of_memory"
 
 
 class ClientSettings(Facts):
@@ -49,6 +56,25 @@ class HttpEndpoint:
     simulated: bool = False
     metrics: ServerMetrics | None = None
     gpus: Gpus | None = field(default=None, repr=False)
+    gpus_known: str = ""
+    """Which GPUs are looked at, or why none is."""
+
+    @property
+    def hardware(self) -> str | None:
+        """What it really runs on; None: only a server on this machine is known so well."""
+        return None
+
+    def log(self) -> str | None:
+        """Return what the server has said, secrets hidden; None: it writes its log elsewhere."""
+        return None
+
+    def raise_if_ended(self) -> None:
+        """Raise what a server of ours died of if it no longer runs.
+
+        Raises:
+            ServerOutOfMemoryError: its log says so.
+            ServiceError: of anything else.
+        """
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"metrics": None, "gpus": None}

@@ -8,7 +8,7 @@ import os
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from urllib.parse import unquote, urlsplit
 
 import httpx
@@ -39,6 +39,8 @@ class ExternalDeployment(Facts):
     """
 
     name: ClassVar[str] = "external"
+    measurement: ClassVar[Literal["measured", "simulated"]] = "measured"
+    starts_services: ClassVar[bool] = False
 
     url: str
     model: str | None = None
@@ -51,9 +53,32 @@ class ExternalDeployment(Facts):
     def _http(cls, url: str) -> str:
         return checked(url)
 
+    @property
+    def service_name(self) -> str | None:
+        """What the server calls its model, where that was given."""
+        return self.model
+
+    def memory(self, engine: OpenAIEngine, model: Model, gpu: Gpu) -> None:
+        """Return None: where the memory of a service goes that we did not start is not known."""
+        return
+
+    def facts(self, engine: OpenAIEngine, model: Model | None, gpu: Gpu | None) -> dict[str, Any]:
+        """Return nothing: no more is known of it than was said."""
+        return {}
+
+    def headline(self, engine: OpenAIEngine, model: Model | None, gpu: Gpu | None) -> str:
+        """Return what is measured."""
+        return f"the service at {self.url}"
+
     @contextmanager
     def start(
-        self, engine: OpenAIEngine, model: Model | None, gpu: Gpu | None, max_batch_weight: int | None
+        self,
+        engine: OpenAIEngine,
+        model: Model | None,
+        gpu: Gpu | None,
+        max_batch_weight: int | None = None,
+        *,
+        heaviest_request_tokens: int = 0,
     ) -> Iterator[HttpEndpoint]:
         """Yield the endpoint, once the service has shown that it answers.
 

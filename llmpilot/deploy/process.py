@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Annotated, Any, ClassVar
+from typing import IO, Annotated, Any, ClassVar, Literal
 
 import httpx
 from pydantic import Field, PositiveFloat
@@ -20,12 +20,13 @@ from pydantic import Field, PositiveFloat
 from llmpilot.config import Facts, Gpu, Model, NonNegative
 from llmpilot.console import note
 from llmpilot.deploy import keeper
-from llmpilot.deploy.endpoint import ClientSettings, HttpEndpoint
+from llmpilot.deploy.endpoint import ClientSettings, HttpEndpoint, ServerOutOfMemoryError
 from llmpilot.deploy.external import ExternalDeployment, ServiceError
+from llmpilot.deploy.hardware import local_hardware
 from llmpilot.deploy.nvml import Gpus, local_gpus
 from llmpilot.deploy.served_text import shown
 from llmpilot.engine.server import Assignment, Command, ServerEngine, last_words, memory_complaint
-from llmpilot.errors import DoesNotFitError, PilotError
+from llmpilot.errors import PilotError
 from llmpilot.secrets import redact
 
 HOST = "127.0.0.1"
@@ -41,12 +42,6 @@ class ServerDiedError(ServiceError):
     """The server that we started has ended, or never came up."""
 
     exit_code = 1
-
-
-class ServerOutOfMemoryError(DoesNotFitError):
-    """The server said that its memory does not suffice: an outcome of the measurement, not a failure."""
-
-    outcome = "out_of_memory"
 
 
 class ServerProcess:
@@ -123,8 +118,15 @@ class ProcessEndpoint(HttpEndpoint):
 
     started_by: ServerEngine | None = None
     server: ServerProcess | None = None
-    gpus_known: str = ""
-    """Which GPUs are looked at, or why none is."""
+
+    @property
+    def hardware(self) -> str:
+        """This machine's GPUs, or its processor."""
+        return local_hardware()
+
+    def log(self) -> str | None:
+        """Return what the server has said, secrets hidden."""
+        return None if self.server is None else self.server.log()
 
     def raise_if_ended(self) -> None:
         """Raise what it died of if the server no longer runs.
@@ -144,11 +146,30 @@ class ProcessDeployment(Facts):
     """Starts the engine's server on the loopback interface; a port null is a free one."""
 
     name: ClassVar[str] = "process"
+    measurement: ClassVar[Literal["measured", "simulated"]] = "measured"
+    starts_services: ClassVar[bool] = True
 
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     ready_timeout_s: PositiveFloat = 600.0
     stop_grace_s: NonNegative = 15.0
     client: ClientSettings = ClientSettings()
+
+    @property
+    def service_name(self) -> None:
+        """Nothing: the facts of the LLM are always known."""
+        return
+
+    def memory(self, engine: ServerEngine, model: Model, gpu: Gpu) -> None:
+        """Return None: the server itself finds out what fits."""
+        return
+
+    def facts(self, engine: ServerEngine, model: Model, gpu: Gpu) -> dict[str, Any]:
+        """Return nothing: the settings say all."""
+        return {}
+
+    def headline(self, engine: ServerEngine, model: Model, gpu: Gpu) -> str:
+        """Return what is measured."""
+        return f"{engine.name} on this machine, whatever its hardware; the GPU profile is a label"
 
     @contextmanager
     def start(

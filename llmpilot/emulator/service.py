@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from llmpilot import catalog
 from llmpilot.config import Gpu, Model
 from llmpilot.emulator.tokens import SMALLEST_VOCABULARY
-from llmpilot.engine.simulated import SimulatedEngine
+from llmpilot.engine.inference import SimulatedAs
+from llmpilot.engine.tgis import TgisEngine
 from llmpilot.errors import ConfigError
 from llmpilot.simulator import VirtualService
 
@@ -30,7 +31,7 @@ class EmulatedService:
 
 
 def describe(
-    model: Model, gpu: Gpu, engine: SimulatedEngine, max_batch_weight: int, output_lengths: tuple[int, ...]
+    model: Model, gpu: Gpu, engine: SimulatedAs, max_batch_weight: int, output_lengths: tuple[int, ...]
 ) -> EmulatedService:
     """Return the service of one model on one GPU profile under one max batch weight.
 
@@ -57,6 +58,6 @@ def describe(
 
 def example_service(model: str = "starcoder", gpu: str = "a100") -> EmulatedService:
     """Return a service of the catalogue under the engine's defaults: to test and to calibrate clients."""
-    facts, profile, engine = catalog.models([model])[model], catalog.gpus([gpu])[gpu], SimulatedEngine()
+    facts, profile, engine = catalog.models([model])[model], catalog.gpus([gpu])[gpu], TgisEngine()
     weight = engine.default_max_batch_weight(facts, profile)
     return describe(facts, profile, engine, weight, EXAMPLE_OUTPUT_LENGTHS)

@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt
 from llmpilot.config import Gpu, Model, NonNegative, Share
 from llmpilot.engine.openai import OpenAIEngine
 from llmpilot.engine.programs import named_program, path_of_this_package
-from llmpilot.engine.server import Assignment, Command, MeasuredEngine, ServerMetrics
+from llmpilot.engine.server import Assignment, Command, ServerMetrics, StartedEngine
 from llmpilot.errors import ConfigError, PilotError
 from llmpilot.sizing import plan_memory
 
@@ -28,7 +28,7 @@ HTTP_THREADS = 512
 further users would then wait for a thread, which its metrics (and health check) do not see."""
 
 
-class LlamaCppEngine(MeasuredEngine):
+class LlamaCppEngine(StartedEngine):
     """llama.cpp's HTTP server on one GGUF file.
 
     llama.cpp knows slots, not tokens: each holds one request and has its own share of the context. Under a
@@ -85,6 +85,18 @@ class LlamaCppEngine(MeasuredEngine):
             reserve_gb_per_gpu=self.reserve_gb_per_gpu,
         )
         return max(1, plan.kv_capacity_tokens)
+
+    def weight_is_set_by(self) -> str | None:
+        """Return the number of slots, where it is set by hand."""
+        return None if self.slots is None else f"engine.slots={self.slots}"
+
+    def weight_step(self, heaviest_request_tokens: int) -> int:
+        """Return what one slot holds."""
+        return 1 if self.unified_kv else heaviest_request_tokens
+
+    def largest_weight(self, kv_tokens: int, heaviest_request_tokens: int) -> int:
+        """Return what the memory holds, in at most as many slots as there can be."""
+        return kv_tokens if self.unified_kv else min(kv_tokens, MAX_SLOTS * heaviest_request_tokens)
 
     def context(self, max_batch_weight: int | None, heaviest_request_tokens: int) -> tuple[int, int]:
         """Return (tokens of context, number of slots) under a max batch weight [tokens].

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import PositiveInt
 
-from llmpilot.config import Facts, Gpu, Model
+from llmpilot.engine.inference import InferenceEngine
 
 Dialect = Literal["vllm", "llamacpp", "standard"]
 DIALECTS: tuple[Dialect, ...] = ("vllm", "llamacpp", "standard")
@@ -45,7 +45,7 @@ class Asked(NamedTuple):
     top_p: float
 
 
-class OpenAIEngine(Facts):
+class OpenAIEngine(InferenceEngine):
     """Any server that speaks OpenAI's API: what it is made of is not known, only what it answers.
 
     `prompt=text` is for servers that refuse token ids; lengths are then as exact as its tokenizer lets
@@ -56,21 +56,13 @@ class OpenAIEngine(Facts):
     """
 
     name: ClassVar[str] = "openai"
-    measurement: ClassVar[str] = "measured"
+    places: ClassVar[tuple[str, ...]] = ("external",)
 
     api: Literal["completions", "chat"] = "completions"
     prompt: Literal["token_ids", "text"] = "token_ids"
     sequences: Literal["prompts", "n"] = "prompts"
     dialect: Literal["auto", "vllm", "llamacpp", "standard"] = "auto"
     vocabulary_size: PositiveInt | None = None
-
-    def memory(self, model: Model, gpu: Gpu) -> None:
-        """Return None: where the memory of a service goes that we did not start is not known."""
-        return
-
-    def default_max_batch_weight(self, model: Model, gpu: Gpu) -> None:
-        """Return None: the cap of a service that we did not start is its own."""
-        return
 
     @property
     def path(self) -> str:

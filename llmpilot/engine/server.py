@@ -11,7 +11,8 @@ from typing import Annotated, ClassVar, Protocol
 
 from pydantic import BeforeValidator
 
-from llmpilot.config import Facts, Gpu, Model
+from llmpilot.config import Gpu, Model
+from llmpilot.engine.inference import InferenceEngine
 from llmpilot.engine.openai import OpenAIEngine
 
 Variables = dict[str, Annotated[str, BeforeValidator(str)]]
@@ -82,7 +83,6 @@ class ServerEngine(Protocol):
     """An engine that we can start. `wire` is how requests are put to it and answers are read."""
 
     name: ClassVar[str]
-    measurement: ClassVar[str]
     health_path: ClassVar[str]
     metrics: ClassVar[ServerMetrics]
     out_of_memory: ClassVar[re.Pattern[str]]
@@ -94,9 +94,6 @@ class ServerEngine(Protocol):
     def served_model(self, model: Model) -> str:
         """Return the name that the server gives the model in its API."""
 
-    def default_max_batch_weight(self, model: Model, gpu: Gpu) -> int | None:
-        """Return the cap when none is given [tokens]; None leaves the server's own limit."""
-
     def command(self, assignment: Assignment) -> Command:
         """Return how to start it.
 
@@ -105,19 +102,15 @@ class ServerEngine(Protocol):
         """
 
 
-class MeasuredEngine(Facts):
+class StartedEngine(InferenceEngine):
     """What most engines that we start have in common; each says what is otherwise with it."""
 
-    measurement: ClassVar[str] = "measured"
+    places: ClassVar[tuple[str, ...]] = ("process",)
     health_path: ClassVar[str] = "/health"
 
     def served_model(self, model: Model) -> str:
         """Return the name that the server gives the model in its API."""
         return model.name
-
-    def default_max_batch_weight(self, model: Model, gpu: Gpu) -> int | None:
-        """Return the cap when none is given [tokens]; None: the server takes what its memory leaves."""
-        return None
 
 
 def memory_complaint(log: str, pattern: re.Pattern[str]) -> str | None:

@@ -15,13 +15,13 @@ from llmpilot.engine.server import (
     PYTORCH_OUT_OF_MEMORY,
     Assignment,
     Command,
-    MeasuredEngine,
     ServerMetrics,
+    StartedEngine,
 )
 from llmpilot.errors import PilotError
 
 
-class SglangEngine(MeasuredEngine):
+class SglangEngine(StartedEngine):
     """SGLang's OpenAI-compatible server, the model sharded over the GPUs of the profile.
 
     A max batch weight W becomes `--max-total-tokens W`, its pool of KV tokens. It admits requests on an

@@ -21,8 +21,8 @@ from llmpilot.engine.server import (
     PYTORCH_OUT_OF_MEMORY,
     Assignment,
     Command,
-    MeasuredEngine,
     ServerMetrics,
+    StartedEngine,
     Variables,
 )
 from llmpilot.errors import PilotError
@@ -33,7 +33,7 @@ PREFILL_SPARE_TOKENS = 50
 """By how much TGI's own default for one prefill exceeds the longest input."""
 
 
-class TgiEngine(MeasuredEngine):
+class TgiEngine(StartedEngine):
     """TGI's server, the model sharded over the GPUs of the profile (`--num-shard`).
 
     TGI reserves a request's input and output tokens when it admits it, and prefill interrupts decoding: its

@@ -20,15 +20,15 @@ from llmpilot.engine.server import (
     VLLM_METRICS,
     Assignment,
     Command,
-    MeasuredEngine,
     ServerMetrics,
+    StartedEngine,
     Variables,
 )
 from llmpilot.errors import PilotError
 from llmpilot.sizing import kv_bytes_on_profile
 
 
-class VllmEngine(MeasuredEngine):
+class VllmEngine(StartedEngine):
     """vLLM's OpenAI-compatible server, the model sharded over the GPUs of the profile.
 
     vLLM does not reserve room for output tokens: it admits a request when its prompt fits into free KV
@@ -70,6 +70,10 @@ class VllmEngine(MeasuredEngine):
     def wire(self) -> OpenAIEngine:
         """How requests are put to it and answers are read: no token ids that the served model has not."""
         return OpenAIEngine(dialect="vllm", vocabulary_size=self._vocabulary_size())
+
+    def weight_step(self, heaviest_request_tokens: int) -> int:
+        """Return the tokens of a block."""
+        return self.block_size
 
     def blocks(self, max_batch_weight: int) -> int:
         """Return the KV blocks that hold a max batch weight [tokens], and the one that vLLM keeps back."""

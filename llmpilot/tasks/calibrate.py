@@ -61,7 +61,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         say(f"{model.name} on {gpu.label}: " + ", ".join(f"{k} {v:.1%}" for k, v in errors.items()))
     comment = f"Fitted by task=calibrate on {', '.join(settings.runs)}."
     write_calibrations(Path(settings.output).expanduser(), [fit.calibration for fit in fits], comment)
-    say(f"written to {settings.output}; to use it: engine=simulated engine.calibration={settings.output}")
+    say(f"written to {settings.output}; to use it: engine=tgis engine.calibration={settings.output}")
     return {"output": settings.output, "pairs": report}
 
 

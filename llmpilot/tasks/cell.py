@@ -2,37 +2,25 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 from omegaconf import DictConfig
 
 import llmpilot
 from llmpilot import catalog
 from llmpilot.config import Gpu, Load, Model, Sla, build, parse, parse_seed, whole_number
-from llmpilot.deploy.endpoint import HttpEndpoint
-from llmpilot.deploy.external import ExternalDeployment
-from llmpilot.deploy.process import ProcessDeployment
-from llmpilot.deploy.simulated import SimulatedDeployment
-from llmpilot.engine.llamacpp import LlamaCppEngine
-from llmpilot.engine.openai import OpenAIEngine
-from llmpilot.engine.sglang import SglangEngine
-from llmpilot.engine.simulated import SimulatedEngine
-from llmpilot.engine.tgi import TgiEngine
-from llmpilot.engine.vllm import VllmEngine
+from llmpilot.deploy.place import Endpoint, Place
+from llmpilot.engine.inference import InferenceEngine, SimulatedAs
 from llmpilot.errors import ConfigError
 from llmpilot.loadtest import Traffic, open_traffic
 from llmpilot.secrets import redact_tree
 from llmpilot.simulator import VirtualService
-from llmpilot.sizing import require_fit
+from llmpilot.sizing import MemoryPlan, require_fit
 from llmpilot.workload import load_workload
-
-StartedEngine = LlamaCppEngine | SglangEngine | TgiEngine | VllmEngine
-Engine = SimulatedEngine | OpenAIEngine | StartedEngine
-Deployment = SimulatedDeployment | ExternalDeployment | ProcessDeployment
-Endpoint = VirtualService | HttpEndpoint
 
 
 @dataclass(frozen=True)
@@ -46,8 +34,8 @@ class Cell:
 
     model: Model | None
     gpu: Gpu | None
-    engine: Engine
-    deployment: Deployment
+    engine: InferenceEngine
+    deployment: Place
     max_batch_weight: int | None
     load: Load
     sla: Sla
@@ -60,10 +48,7 @@ class Cell:
     @property
     def name(self) -> str:
         """`starcoder on 1 x A100-40GB`: the run's name; of a service of which less is known, what is."""
-        if isinstance(self.deployment, ExternalDeployment):
-            return service_name(self.model.name if self.model else self.deployment.model, self.gpu)
-        model, gpu = self.facts_known
-        return service_name(model.name, gpu)
+        return service_name(self.model.name if self.model else self.deployment.service_name, self.gpu)
 
     @property
     def facts_known(self) -> tuple[Model, Gpu]:
@@ -79,33 +64,26 @@ class Cell:
 
     def start(self) -> AbstractContextManager[Endpoint]:
         """Start the service where it is to run; it ends with the context."""
-        if isinstance(self.engine, SimulatedEngine) and isinstance(self.deployment, SimulatedDeployment):
-            return self.deployment.start(self.engine, *self.facts_known, self.max_batch_weight)
-        if isinstance(self.engine, StartedEngine) and isinstance(self.deployment, ProcessDeployment):
-            return self.deployment.start(
-                self.engine,
-                *self.facts_known,
-                self.max_batch_weight,
-                heaviest_request_tokens=self.traffic.heaviest_request_tokens,
-            )
-        assert isinstance(self.engine, OpenAIEngine)
-        assert isinstance(self.deployment, ExternalDeployment)
-        return self.deployment.start(self.engine, self.model, self.gpu, self.max_batch_weight)
+        return self.deployment.start(
+            self.engine,
+            self.model,
+            self.gpu,
+            self.max_batch_weight,
+            heaviest_request_tokens=self.traffic.heaviest_request_tokens,
+        )
 
     @property
     def live_weight(self) -> bool:
         """Whether a running service can be given another max batch weight (`reweighted`)."""
-        return bool(getattr(self.engine, "live_weight", False))
+        return self.engine.live_weight
 
     def reweighted(self, endpoint: Endpoint, max_batch_weight: int) -> Endpoint:
         """Return a running service of an engine with `live_weight` under another max batch weight."""
-        assert isinstance(self.engine, SimulatedEngine)
-        assert isinstance(endpoint, VirtualService)
-        return self.engine.reweighted(endpoint, max_batch_weight)
+        return cast(SimulatedAs, self.engine).reweighted(cast(VirtualService, endpoint), max_batch_weight)
 
     def facts(self) -> dict[str, Any]:
         """Return all of it as nested plain values, as they are."""
-        facts: dict[str, Any] = {
+        return {
             **({"model": self.model.model_dump()} if self.model else {}),
             **({"gpu": self.gpu.model_dump()} if self.gpu else {}),
             "engine": {"name": self.engine.name, **self.engine.model_dump()},
@@ -116,11 +94,8 @@ class Cell:
             "workload": {"name": self.workload_name, "content_hash": self.workload_hash},
             "seed": self.seed,
             "version": llmpilot.__version__,
+            **self.deployment.facts(self.engine, self.model, self.gpu),
         }
-        if isinstance(self.engine, SimulatedEngine):
-            calibration, source = self.engine.calibrated(*self.facts_known)
-            facts["calibration"] = {"source": source, **asdict(calibration)}
-        return facts
 
     def config_hash(self) -> str:
         """Return a hash that two cells share exactly when they would measure the same."""
@@ -153,19 +128,18 @@ def compose(cfg: DictConfig) -> Cell:
     workload = load_workload(cfg.workload)
     traffic = open_traffic(load, workload, seed)
 
-    places: dict[type, str] = {SimulatedEngine: "simulated", OpenAIEngine: "external"}
-    place = places.get(type(engine), "process")
-    if deployment.name != place:
+    if deployment.name not in engine.places:
         raise ConfigError(
             f"engine={engine.name} does not run in deployment={deployment.name}",
-            cure=f"engine={engine.name} deployment={place}",
+            cure=f"engine={engine.name} deployment={' or '.join(engine.places)}"
+            + ("" if deployment.starts_services else ", or engine=openai for a service that is running"),
         )
     return Cell(
         model=model,
         gpu=gpu,
         engine=engine,
         deployment=deployment,
-        max_batch_weight=_batch_weight(cfg, engine, model, gpu, traffic.heaviest_request_tokens),
+        max_batch_weight=_batch_weight(cfg, engine, deployment, traffic.heaviest_request_tokens),
         load=load,
         sla=sla,
         seed=seed,
@@ -175,11 +149,9 @@ def compose(cfg: DictConfig) -> Cell:
     )
 
 
-def _batch_weight(
-    cfg: DictConfig, engine: Engine, model: Model | None, gpu: Gpu | None, heaviest: int
-) -> int | None:
+def _batch_weight(cfg: DictConfig, engine: InferenceEngine, deployment: Place, heaviest: int) -> int | None:
     """Return the cap that the service gets: the given or the default one; None for a service not ours."""
-    if isinstance(engine, OpenAIEngine):
+    if not deployment.starts_services:
         if cfg.max_batch_weight is not None:
             raise ConfigError(
                 "max_batch_weight cannot be set on a service that is already running",
@@ -187,20 +159,17 @@ def _batch_weight(
                 cure="leave it out, and give the server its own limit when you start it",
             )
         return None
-    assert model is not None
-    assert gpu is not None
-    if isinstance(engine, StartedEngine):
-        # The server itself finds out what fits; the profile's facts give no more than the default.
-        default = engine.default_max_batch_weight(model, gpu)
-        if cfg.max_batch_weight is None:
-            return None if default is None else max(default, heaviest)
+    model, gpu = catalog.build_model(cfg.model), catalog.build_gpu(cfg.gpu)
+    memory = deployment.memory(engine, model, gpu)
+    if memory is not None and memory.kv_capacity_tokens < heaviest:
+        cure = _where_it_fits(partial(deployment.memory, engine), model, heaviest)
+        require_fit(model, gpu, memory, heaviest, cure=cure)
+    if cfg.max_batch_weight is not None:
         return _given_weight(cfg, heaviest)
-    memory = engine.memory(model, gpu)
-    if memory.kv_capacity_tokens < heaviest:
-        require_fit(model, gpu, memory, heaviest, cure=_where_it_fits(engine, model, heaviest))
-    if cfg.max_batch_weight is None:
-        return max(heaviest, engine.default_max_batch_weight(model, gpu))
-    return _given_weight(cfg, heaviest)
+    default = engine.default_max_batch_weight(model, gpu)
+    if default is None and memory is not None:
+        default = memory.kv_capacity_tokens
+    return None if default is None else max(default, heaviest)
 
 
 def _given_weight(cfg: DictConfig, heaviest: int) -> int:
@@ -213,7 +182,7 @@ def _given_weight(cfg: DictConfig, heaviest: int) -> int:
     return weight
 
 
-def _where_it_fits(engine: SimulatedEngine, model: Model, heaviest: int) -> str:
+def _where_it_fits(memory: Callable[[Model, Gpu], MemoryPlan | None], model: Model, heaviest: int) -> str:
     profiles = (
         (option, gpu.model_copy(update={"count": count}))
         for option, gpu in catalog.gpus().items()
@@ -222,7 +191,7 @@ def _where_it_fits(engine: SimulatedEngine, model: Model, heaviest: int) -> str:
     fitting = [
         (gpu.cost_per_hour, option, gpu.count)
         for option, gpu in profiles
-        if engine.memory(model, gpu).kv_capacity_tokens >= heaviest
+        if (plan := memory(model, gpu)) is not None and plan.kv_capacity_tokens >= heaviest
     ]
     if not fitting:
         return "no GPU profile of the catalogue holds it; quantize it: model.weight_bytes_per_parameter=1"

@@ -10,9 +10,8 @@ import llmpilot
 from llmpilot import interrupts, metrics, report, tracking
 from llmpilot.config import Tracking, parse, plain
 from llmpilot.console import note, say
-from llmpilot.deploy.endpoint import HttpEndpoint
-from llmpilot.deploy.hardware import local_hardware
-from llmpilot.deploy.process import ProcessEndpoint, ServerOutOfMemoryError
+from llmpilot.deploy.endpoint import HttpEndpoint, ServerOutOfMemoryError
+from llmpilot.deploy.place import Endpoint
 from llmpilot.files import to_json, write_text
 from llmpilot.loadtest import run_level
 from llmpilot.loadtest.server_samples import write_csv
@@ -21,7 +20,7 @@ from llmpilot.runfolder import RunFolder
 from llmpilot.secrets import redact, redact_tree
 from llmpilot.simulator import VirtualService
 from llmpilot.tasks import client_check, weight
-from llmpilot.tasks.cell import Cell, Endpoint, compose, service_name
+from llmpilot.tasks.cell import Cell, compose, service_name
 from llmpilot.tasks.characterize_show import announce, show
 from llmpilot.tracking import Tracker
 
@@ -76,8 +75,8 @@ def _measure(
             try:
                 levels = climb(cell, endpoint, folder, tracker)
             finally:
-                if isinstance(endpoint, ProcessEndpoint) and endpoint.server is not None:
-                    write_text(folder.artifacts / "server.log", endpoint.server.log())
+                if isinstance(endpoint, HttpEndpoint) and (log := endpoint.log()) is not None:
+                    write_text(folder.artifacts / "server.log", log)
             verdict = client_check.judge(endpoint, levels) if isinstance(endpoint, HttpEndpoint) else None
             result = conclude(cell, endpoint, folder, levels, verdict)
             interrupts.check()
@@ -150,7 +149,7 @@ def _out_of_memory(endpoint: Endpoint) -> ServerOutOfMemoryError | None:
     Raises:
         ServerDiedError: it died of anything else; what it showed of the level until then is no measurement.
     """
-    if isinstance(endpoint, ProcessEndpoint):
+    if isinstance(endpoint, HttpEndpoint):
         try:
             endpoint.raise_if_ended()
         except ServerOutOfMemoryError as error:
@@ -250,8 +249,8 @@ def _known_of_the_server(endpoint: Endpoint) -> dict[str, str]:
         return {}
     shown = endpoint.metrics
     tags = {tracking.TAG_SERVER_METRICS: f"{shown.path}, {shown.running} ..." if shown else "none"}
-    if isinstance(endpoint, ProcessEndpoint):
-        tags |= {tracking.TAG_HARDWARE: local_hardware(), tracking.TAG_GPU_METRICS: endpoint.gpus_known}
+    if endpoint.hardware is not None:
+        tags |= {tracking.TAG_HARDWARE: endpoint.hardware, tracking.TAG_GPU_METRICS: endpoint.gpus_known}
     return tags
 
 

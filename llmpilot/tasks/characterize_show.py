@@ -5,32 +5,20 @@ from typing import Any
 from llmpilot import report
 from llmpilot.config import Tracking
 from llmpilot.console import note, say
-from llmpilot.deploy.external import ExternalDeployment
-from llmpilot.deploy.simulated import SimulatedDeployment
 from llmpilot.runfolder import RunFolder
 from llmpilot.tasks import client_check
 from llmpilot.tasks.cell import Cell
 from llmpilot.tracking import Tracker
 
-REAL_SERVICE = "engine=openai deployment=external deployment.url=http://HOST:PORT"
-
 
 def announce(cell: Cell, settings: Tracking) -> None:
     """Say first what is simulated, then what will happen and where the results go."""
-    if isinstance(cell.deployment, SimulatedDeployment):
-        say(
-            f"SIMULATED: {cell.name}, no GPU and no engine is used. "
-            f"To measure a real service, add: {REAL_SERVICE}",
-            style="bold yellow",
-        )
-        note(f"step times: {cell.facts()['calibration']['source']}")
-    else:
-        where = (
-            f"the service at {cell.deployment.url}"
-            if isinstance(cell.deployment, ExternalDeployment)
-            else f"{cell.engine.name} on this machine, whatever its hardware; the GPU profile is a label"
-        )
-        say(f"MEASURED: {cell.name}, by {where}", style="bold")
+    simulated = cell.deployment.measurement == "simulated"
+    say(
+        f"{'SIMULATED' if simulated else 'MEASURED'}: {cell.name}, by "
+        f"{cell.deployment.headline(cell.engine, cell.model, cell.gpu)}",
+        style="bold yellow" if simulated else "bold",
+    )
     ladder = ", ".join(f"{level:g}" for level in cell.load.levels)
     note(
         f"{cell.load.unit}: {ladder}; "

@@ -15,7 +15,6 @@ from llmpilot.emulator.options import Faults, FixedTiming, Options
 from llmpilot.emulator.process import serve_until_signalled
 from llmpilot.emulator.server import LOOPBACK, Emulator
 from llmpilot.emulator.service import EmulatedService, describe
-from llmpilot.engine.simulated import SimulatedEngine
 from llmpilot.errors import ConfigError
 from llmpilot.sizing import require_fit
 from llmpilot.workload import load_workload
@@ -103,9 +102,9 @@ def _options(cfg: DictConfig) -> Options:
 def _service(cfg: DictConfig) -> EmulatedService:
     model, gpu = catalog.build_model(cfg.model), catalog.build_gpu(cfg.gpu)
     engine = build(cfg.engine, "engine")
-    if not isinstance(engine, SimulatedEngine):
+    if "simulated" not in engine.places:
         raise ConfigError(
-            "only the simulated engine can be emulated", given=engine.name, cure="engine=simulated"
+            f"engine={engine.name} cannot be emulated: no simulation of it is known", cure="engine=tgis"
         )
     workload = load_workload(cfg.workload)
     memory = engine.memory(model, gpu)

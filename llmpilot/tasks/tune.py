@@ -99,7 +99,7 @@ def prepare(cfg: DictConfig, cell: Cell, settings: Tuner) -> Tuning:
         name += f", {datetime.now():%Y-%m-%d %H:%M:%S.%f}"
     url, timeout_s = storage_url(tracker.tracking, settings), tracker.tracking.timeout_s
     study = TuningStudy(url, name, identity, settings, timeout_s=timeout_s)
-    tags = {tracking.TAG_MEASUREMENT: cell.engine.measurement, tracking.TAG_CONFIG_HASH: identity.hash}
+    tags = {tracking.TAG_MEASUREMENT: cell.deployment.measurement, tracking.TAG_CONFIG_HASH: identity.hash}
     return Tuning(cell, settings, bounds, study, tracker, tags)
 
 
@@ -228,7 +228,7 @@ def conclude(tuning: Tuning, because: str) -> Result:
         "count": gpu.count,
         "engine": cell.engine.name,
         "workload": cell.workload_name,
-        "measurement": cell.engine.measurement,
+        "measurement": cell.deployment.measurement,
         "users": settings.users,
         "lower": bounds.lower,
         "upper": bounds.upper,

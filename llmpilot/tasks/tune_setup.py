@@ -2,9 +2,6 @@
 
 from dataclasses import replace
 
-from llmpilot.deploy.external import ExternalDeployment
-from llmpilot.engine.llamacpp import MAX_SLOTS, LlamaCppEngine
-from llmpilot.engine.vllm import VllmEngine
 from llmpilot.errors import ConfigError
 from llmpilot.sizing import plan_memory
 from llmpilot.tasks.cell import Cell
@@ -13,10 +10,10 @@ from llmpilot.tune import Bounds, Tuner
 
 def untunable(cell: Cell) -> str | None:
     """Return why the max batch weight of this cell's service cannot be tuned; None where it can."""
-    if isinstance(cell.deployment, ExternalDeployment):
+    if not cell.deployment.starts_services:
         return "it belongs to a service that is already running"
-    if isinstance(cell.engine, LlamaCppEngine) and cell.engine.slots is not None:
-        return f"engine.slots={cell.engine.slots} sets it"
+    if setting := cell.engine.weight_is_set_by():
+        return f"{setting} sets it"
     if cell.load.arrival == "replay":
         return "a replayed trace ends, and the tuner's users do not"
     least, most, step = _range(cell)
@@ -43,7 +40,7 @@ def bounds_of(cell: Cell, settings: Tuner) -> Bounds:
     """
     if cell.load.arrival != "closed":
         raise ConfigError("task tune needs a closed loop", given=cell.load.arrival, cure="load=closed_loop")
-    if isinstance(cell.deployment, ExternalDeployment):
+    if not cell.deployment.starts_services:
         raise ConfigError(
             "the max batch weight of a service that is already running cannot be tuned",
             cure="use a deployment that starts the service, e.g. deployment=simulated",
@@ -76,9 +73,7 @@ def _range(cell: Cell) -> tuple[int, int, int]:
     """Return the least and the largest max batch weight that may make sense, and between two the step."""
     heaviest = cell.traffic.heaviest_request_tokens
     most = plan_memory(*cell.facts_known, memory_utilization=1.0, reserve_gb_per_gpu=0.0).kv_capacity_tokens
-    if isinstance(cell.engine, LlamaCppEngine) and not cell.engine.unified_kv:
-        return heaviest, min(most, MAX_SLOTS * heaviest), heaviest
-    return heaviest, most, cell.engine.block_size if isinstance(cell.engine, VllmEngine) else 1
+    return heaviest, cell.engine.largest_weight(most, heaviest), cell.engine.weight_step(heaviest)
 
 
 def study_name(cell: Cell, settings: Tuner, config_hash: str) -> str:

@@ -6,7 +6,6 @@ from rich.table import Table
 
 from llmpilot import console
 from llmpilot.console import note, say
-from llmpilot.deploy.simulated import SimulatedDeployment
 from llmpilot.secrets import redact
 from llmpilot.tasks.cell import Cell
 from llmpilot.tune import Bounds, Outcome, Tuner, TuningStudy
@@ -16,7 +15,7 @@ Result = dict[str, Any]
 
 def announce(cell: Cell, settings: Tuner, bounds: Bounds, study: TuningStudy) -> None:
     """Say first what is simulated, then what will happen."""
-    if isinstance(cell.deployment, SimulatedDeployment):
+    if cell.deployment.measurement == "simulated":
         say(f"SIMULATED: tuning {cell.name}, no GPU and no engine is used", style="bold yellow")
     else:
         say(f"MEASURED: tuning {cell.name}", style="bold")

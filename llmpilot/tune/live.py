@@ -3,10 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
-from llmpilot.deploy.endpoint import HttpEndpoint
-from llmpilot.simulator import VirtualService
+from llmpilot.deploy.place import Endpoint
 
-Endpoint = VirtualService | HttpEndpoint
 Start = Callable[[int], AbstractContextManager[Endpoint]]
 Change = Callable[[Endpoint, int], Endpoint]
 

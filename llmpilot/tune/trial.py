@@ -7,13 +7,14 @@ from typing import Any
 
 from llmpilot import metrics
 from llmpilot.config import Sla
+from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.deploy.external import ServiceError
-from llmpilot.deploy.process import ProcessEndpoint
+from llmpilot.deploy.place import Endpoint
 from llmpilot.errors import DoesNotFitError
 from llmpilot.loadtest import Records, Traffic, run_level
 from llmpilot.simulator import VirtualService
 from llmpilot.tune.corners import corner_cases
-from llmpilot.tune.live import Endpoint, Services
+from llmpilot.tune.live import Services
 from llmpilot.tune.plan import FEASIBLE, REPEAT, Question
 from llmpilot.tune.settings import COST, Tuner
 
@@ -182,7 +183,7 @@ class _Trial:
             return None
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(level["failures"].items()))
         reason = f"{under}: {level['failure_rate']:.1%} of the requests failed ({kinds})"
-        if isinstance(endpoint, ProcessEndpoint):
+        if isinstance(endpoint, HttpEndpoint):
             try:
                 endpoint.raise_if_ended()
             except (DoesNotFitError, ServiceError) as error:

@@ -68,7 +68,7 @@ def main(port: int, *modes: str) -> None:
 if __name__ == "__main__":
     main(int(sys.argv[1]), *sys.argv[2:])
 else:
-    from llmpilot.config import Gpu, Model
+    from llmpilot.config import Model
     from llmpilot.engine.openai import OpenAIEngine
     from llmpilot.engine.server import Assignment, Command, ServerMetrics
 
@@ -76,7 +76,6 @@ else:
         """The engine of this server; `modes` of one start each, the last for all that follow."""
 
         name = "dummy"
-        measurement = "measured"
         health_path = "/health"
         metrics = ServerMetrics(path="/metrics", running="running", waiting="waiting")
         out_of_memory = re.compile("CUDA out of memory")
@@ -87,9 +86,6 @@ else:
 
         def served_model(self, model: Model) -> str:
             return "dummy"
-
-        def default_max_batch_weight(self, model: Model, gpu: Gpu) -> int | None:
-            return None
 
         def command(self, assignment: Assignment) -> Command:
             self.ports.append(assignment.port)

@@ -9,12 +9,12 @@ from conftest import Run
 from tracked import client_here, interrupted_after, read, runs, stopping_at
 
 from llmpilot import catalog
-from llmpilot.engine.simulated import SimulatedEngine
+from llmpilot.engine.tgis import TgisEngine
 from llmpilot.tasks import characterize
 
 CELL = ("+gpu=t4", "+model=flan_t5_xl")
 QUICK = ("load.users=[1,4]", "load.duration_s=10", "load.warmup_s=1", "tuner.users=8", "tuner.tolerance=0.3")
-CAPACITY = SimulatedEngine().memory(catalog.models()["flan_t5_xl"], catalog.gpus()["t4"]).kv_capacity_tokens
+CAPACITY = TgisEngine().memory(catalog.models()["flan_t5_xl"], catalog.gpus()["t4"]).kv_capacity_tokens
 
 
 def test_the_weight_is_found_first_used_and_logged(run: Run) -> None:

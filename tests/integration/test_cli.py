@@ -99,6 +99,8 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(run: Run) -> None
         ([*CELL, "max_batch_weight=10"], ["max_batch_weight=10", "heaviest request"]),
         ([*CELL, "max_batch_weight=many"], ["max_batch_weight", "many"]),
         ([*CELL, "workload=file"], ["workload.model is missing"]),
+        ([*CELL, "engine=simulated"], ["engine=simulated is no engine any more", "engine=tgis"]),
+        ([*CELL, "deployment=external", "deployment.url=http://127.0.0.1:1"], ["engine=openai"]),
         ([*CELL, "workload=file", "workload.model=gone.parquet"], ["gone.parquet"]),
         ([*CELL, "load=replay"], ["load.trace.path"]),
         ([*CELL, "load=replay", "load.trace.path=gone.csv"], ["gone.csv"]),

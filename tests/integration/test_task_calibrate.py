@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from llmpilot import catalog
 from llmpilot.config import Load
-from llmpilot.engine.simulated import SimulatedEngine
+from llmpilot.engine.tgis import TgisEngine
 from llmpilot.errors import ConfigError
 from llmpilot.loadtest import open_traffic
 from llmpilot.loadtest.virtual import run_level
@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The artifacts of a run on a service that no shipped calibration knows."""
     monkeypatch.chdir(tmp_path)
     model, gpu = catalog.models(["mistral_7b"])["mistral_7b"], catalog.gpus(["a10"])["a10"]
-    engine = SimulatedEngine()
+    engine = TgisEngine()
     service = engine.service(model, gpu, engine.default_max_batch_weight(model, gpu))
     load = Load(arrival="closed", users=LEVELS, duration_s=30, warmup_s=5)
     traffic = open_traffic(load, load_workload(OmegaConf.load(CONF / "workload" / "paper.yaml")), 7)
@@ -53,7 +53,7 @@ def test_it_fits_and_the_engine_takes_it(folder: Path) -> None:
     assert pair["levels"] == len(LEVELS)
     assert pair["median_error"]["itl_ms_p50"] < 0.1
     model, gpu = catalog.models(["mistral_7b"])["mistral_7b"], catalog.gpus(["a10"])["a10"]
-    _, source = SimulatedEngine(calibration="calibration.csv").calibrated(model, gpu)
+    _, source = TgisEngine(calibration="calibration.csv").calibrated(model, gpu)
     assert source == "calibrated by calibration.csv"
 
 

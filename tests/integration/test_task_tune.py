@@ -12,13 +12,13 @@ from mlflow.entities import Run as MlflowRun
 from tracked import client_here, read, runs
 
 from llmpilot import catalog
-from llmpilot.engine.simulated import SimulatedEngine
+from llmpilot.engine.tgis import TgisEngine
 from llmpilot.tasks import tune
 
 CELL = ("task=tune", "+gpu=t4", "+model=flan_t5_xl")
 QUICK = ("load.duration_s=20", "load.warmup_s=1", "tuner.users=32")
 FEASIBLE = ("tuner=bisection", "tuner.tolerance=1")
-CAPACITY = SimulatedEngine().memory(catalog.models()["flan_t5_xl"], catalog.gpus()["t4"]).kv_capacity_tokens
+CAPACITY = TgisEngine().memory(catalog.models()["flan_t5_xl"], catalog.gpus()["t4"]).kv_capacity_tokens
 
 
 def artifacts_of(run: MlflowRun, path: str | None = None) -> set[str]:
@@ -46,7 +46,7 @@ def test_the_best_weight_with_all_that_is_kept(run: Run) -> None:
     assert result["best_max_batch_weight"] <= CAPACITY
     assert result["noise"] > 0
     assert "noise" in result["stopped_because"] or "proposals" in result["stopped_because"]
-    for part in ("flan_t5_xl", "1 x T4", "simulated", "paper", "e2e_ms.p50"):
+    for part in ("flan_t5_xl", "1 x T4", "tgis", "paper", "e2e_ms.p50"):
         assert part in result["study"]
 
     tracked = runs()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llmpilot import catalog
-from llmpilot.engine.simulated import SimulatedEngine
+from llmpilot.engine.tgis import TgisEngine
 from llmpilot.errors import ConfigError
 from llmpilot.simulator import physics
 from llmpilot.simulator.calibration import (
@@ -42,7 +42,7 @@ def test_what_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_table_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no table of calibrations"):
-        SimulatedEngine(calibration=str(tmp_path / "absent.csv")).service(STARCODER, A100, 10_000)
+        TgisEngine(calibration=str(tmp_path / "absent.csv")).service(STARCODER, A100, 10_000)
 
 
 def test_both_shipped_tables_hold_the_same_66_pairs_of_the_catalogue() -> None:
@@ -59,12 +59,12 @@ def test_the_engine_takes_the_best_it_has_and_says_so(tmp_path: Path) -> None:
     table = tmp_path / "mine.csv"
     write_calibrations(table, [own], "mine")
 
-    chosen, source = SimulatedEngine().calibrated(STARCODER, A100)
+    chosen, source = TgisEngine().calibrated(STARCODER, A100)
     assert chosen == shipped_calibrations()[chosen.pair]
     assert "this pair" in source
-    assert "physics" in SimulatedEngine(calibration="physics").calibrated(STARCODER, A100)[1]
-    assert "physics" in SimulatedEngine().calibrated(mistral, A100)[1]
-    mine = SimulatedEngine(calibration=str(table))
+    assert "physics" in TgisEngine(calibration="physics").calibrated(STARCODER, A100)[1]
+    assert "physics" in TgisEngine().calibrated(mistral, A100)[1]
+    mine = TgisEngine(calibration=str(table))
     assert mine.calibrated(STARCODER, A100) == (own, f"calibrated by {table}")
     assert "physics" in mine.calibrated(mistral, A100)[1]
     assert mine.service(STARCODER, A100, 10_000).step_times.decode_ms(1) == pytest.approx(

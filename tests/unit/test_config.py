@@ -74,7 +74,7 @@ def test_a_single_value_is_a_ladder_of_one() -> None:
 
 
 def test_behaviour_is_checked_like_facts() -> None:
-    node = {"_target_": "llmpilot.engine.simulated.SimulatedEngine", "max_waiting": 1}
+    node = {"_target_": "llmpilot.engine.tgis.TgisEngine", "max_waiting": 1}
     with pytest.raises(ConfigError, match=r"engine\.max_waiting is not a key"):
         build(OmegaConf.create(node), "engine")
     with pytest.raises(ConfigError, match="cannot be imported"):

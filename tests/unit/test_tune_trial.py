@@ -8,7 +8,7 @@ import pytest
 from llmpilot import catalog
 from llmpilot.config import Gpu, Load, Sla
 from llmpilot.deploy.external import ServiceError
-from llmpilot.engine.simulated import SimulatedEngine
+from llmpilot.engine.tgis import TgisEngine
 from llmpilot.errors import DoesNotFitError
 from llmpilot.loadtest import open_traffic
 from llmpilot.simulator import VirtualService
@@ -32,7 +32,7 @@ def starter(
     def start(weight: int):  # type: ignore[no-untyped-def]
         if refuses_above is not None and weight > refuses_above:
             raise DoesNotFitError("no room")
-        yield SimulatedEngine().service(catalog.models([model])[model], gpu, weight)
+        yield TgisEngine().service(catalog.models([model])[model], gpu, weight)
 
     return start
 
@@ -57,7 +57,7 @@ def test_the_full_batch_fills_the_weight_to_the_token() -> None:
 
 
 def test_feasible_is_what_the_memory_holds() -> None:
-    capacity = SimulatedEngine().memory(MODEL, GPU).kv_capacity_tokens
+    capacity = TgisEngine().memory(MODEL, GPU).kv_capacity_tokens
     held = outcome(capacity, starter())
     assert held.feasible
     assert held.value == held.figures["e2e_ms_p50"]
@@ -72,7 +72,7 @@ def test_feasible_is_what_the_memory_holds() -> None:
 @pytest.mark.parametrize("name", ["starcoder", "llama_7b", "flan_t5_xl", "mpt_7b"])
 def test_the_true_boundary_is_found_within_2_percent_in_12_deployments(name: str) -> None:
     model, gpu = catalog.models([name])[name], catalog.gpus(["a100"])["a100"]
-    capacity = SimulatedEngine().memory(model, gpu).kv_capacity_tokens
+    capacity = TgisEngine().memory(model, gpu).kv_capacity_tokens
     most = plan_memory(model, gpu, memory_utilization=1.0, reserve_gb_per_gpu=0.0).kv_capacity_tokens
     tuner, bounds = Tuner(question="feasible", users=4), Bounds(TRAFFIC.heaviest_request_tokens, most)
     seen: list[Seen] = []
@@ -157,7 +157,7 @@ class Started:
     def __call__(self, weight: int):  # type: ignore[no-untyped-def]
         self.weights.append(weight)
         try:
-            yield SimulatedEngine().service(MODEL, GPU, weight)
+            yield TgisEngine().service(MODEL, GPU, weight)
         finally:
             self.ended += 1
 
@@ -178,8 +178,8 @@ def test_a_service_is_started_anew_only_for_another_weight() -> None:
 
 def test_a_live_weight_needs_one_deployment_until_something_fails() -> None:
     start = Started()
-    services = Services(start, SimulatedEngine().reweighted)  # type: ignore[arg-type]
-    capacity = SimulatedEngine().memory(MODEL, GPU).kv_capacity_tokens
+    services = Services(start, TgisEngine().reweighted)  # type: ignore[arg-type]
+    capacity = TgisEngine().memory(MODEL, GPU).kv_capacity_tokens
     settings = Tuner(users=8)
     found = [
         measure(services, TRAFFIC, settings, weight, **ONCE, question=FEASIBLE)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llmpilot import catalog
 from llmpilot.config import Load
-from llmpilot.engine.simulated import SimulatedEngine
+from llmpilot.engine.tgis import TgisEngine
 from llmpilot.loadtest import Records, Traffic, open_traffic, run_level
 from llmpilot.simulator import VirtualService
 from llmpilot.workload import fit, from_lengths, load_workload
@@ -19,7 +19,7 @@ PAPER = load_workload({"name": "paper", "model": "shipped:paper"})
 def service_of(
     model: str = "starcoder", gpu: str = "a100", count: int = 1, weight: int | None = None
 ) -> VirtualService:
-    engine = SimulatedEngine()
+    engine = TgisEngine()
     facts, profile = (
         catalog.models([model])[model],
         catalog.gpus([gpu])[gpu].model_copy(update={"count": count}),

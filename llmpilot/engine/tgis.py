@@ -1,13 +1,14 @@
-"""The simulated engine: TGIS's batching in virtual time, on calibrated step times or on physics."""
+"""IBM's TGIS of 2023, the engine of the paper: its batching, on calibrated step times or on physics."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from llmpilot.config import Facts, Gpu, Model, NonNegative, Share
+from llmpilot.config import Gpu, Model, NonNegative, Share
+from llmpilot.engine.inference import InferenceEngine
 from llmpilot.simulator import BatchingRule, VirtualService
 from llmpilot.simulator.calibration import (
     MAX_WAITING_STEPS,
@@ -20,17 +21,18 @@ from llmpilot.simulator.physics import predict, shipped_factors
 from llmpilot.sizing import MemoryPlan, plan_memory
 
 
-class SimulatedEngine(Facts):
-    """Turns (model, GPU profile, max batch weight) into a service that runs in virtual time.
+class TgisEngine(InferenceEngine):
+    """Turns (model, GPU profile, max batch weight) into a service that runs in virtual time: only simulated.
 
     `calibration` says where step times come from: `auto` takes the pair's own where it was measured and
     physics fitted on those measured elsewhere; `physics` takes only these; a path takes a table that
     task=calibrate wrote, and `auto` for pairs that are not in it.
     """
 
-    name: ClassVar[str] = "simulated"
-    measurement: ClassVar[str] = "simulated"
-    live_weight: ClassVar[bool] = True  # see `reweighted`
+    name: ClassVar[str] = "tgis"
+    places: ClassVar[tuple[str, ...]] = ("simulated",)
+    live_weight: ClassVar[bool] = True
+    memory_is_allocated_at_start: ClassVar[bool] = False
 
     calibration: str = "auto"
     memory_utilization: Share = 0.95
@@ -94,6 +96,15 @@ class SimulatedEngine(Facts):
         """Return a running service under another max batch weight: nothing of it need be started anew."""
         rule = service.rule.model_copy(update={"max_batch_weight": max_batch_weight})
         return replace(service, rule=rule)
+
+    def simulated_facts(self, model: Model, gpu: Gpu) -> dict[str, Any]:
+        """Return the calibration that step times come from."""
+        calibration, source = self.calibrated(model, gpu)
+        return {"calibration": {"source": source, **asdict(calibration)}}
+
+    def simulated_from(self, model: Model, gpu: Gpu) -> str:
+        """Return in words where step times come from."""
+        return f"IBM's TGIS of 2023, {self.calibrated(model, gpu)[1]}"
 
 
 @cache
