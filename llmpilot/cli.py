@@ -198,6 +198,9 @@ def _refuse_clashes(config: dict[str, Any]) -> None:
             written["the figure of output"] = str(path.parent / f"{path.stem}.png")
         else:
             del written["output"]  # a workload is only described
+    if _value(config, "task.name") == "dataset":  # which writes what task=validate reads
+        kept.pop("measurements", None)
+        written |= _paths(config, ("measurements",))
     written |= _paths(config, ("result_file",))  # last: it is the one to be named anew
     runs = str(_value(config, "tracking.uri") or "")
     studies = str(_value(config, "tuner.storage") or beside(runs))

@@ -14,12 +14,24 @@ COMMITS = {
     "docs/source/developer-guide/perf-overview.md @03e27c7d": "03e27c7d",
 }
 """By source or by path, where whoever collected the rows noted it."""
+LLMSERVINGSIM = {
+    "RTX4090/Llama-3.1-8B": {"kv_cache_tokens": 41408, "max_model_len": 32768},
+    "RTXPRO6000/Qwen3-30B-A3B-Instruct-2507": {"ep": 2},
+}
+"""What the meta.json beside that source's requests says besides."""
 DERIVED = ("check", "tpot_over_floor", "notes")
 """Not facts of the source, or read into columns: they do not ship."""
 
 
 def shipped(collected: Measurements, reasons: dict[str, str]) -> Measurements:
-    table = with_doubts(collected, reasons).table
+    table = with_doubts(collected, reasons).table.copy()
+    paths = table["source_path"].fillna("")
+    for run, settings in LLMSERVINGSIM.items():
+        for name, value in settings.items():
+            table.loc[paths.str.contains(f"examples/{run}/"), name] = value
+    # Its vLLM 0.19 has both by default; the one meta.json that holds the resolved configuration says so.
+    ours = table["source"] == "llmservingsim-bench"
+    table.loc[ours, ["chunked_prefill", "prefix_caching"]] = True
     commits = table["source_path"].map(COMMITS).fillna(table["source"].map(COMMITS))
     # Both LLMs of these rows are bf16 as published, and their TPOT is above the time that bf16 takes to read.
     unstated = table["precision"].isna() & table["flag"].str.contains("precision_not_given").eq(True)

@@ -90,6 +90,7 @@ OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
             "--max-num-batched-tokens --chunked-prefill-size --max_num_tokens",
         ),
         ("max_model_len", int, "--max-model-len --context-length --max_seq_len"),
+        ("memory_share", float, "--gpu-memory-utilization --mem-fraction-static"),
         ("kv_precision", kv_precision, "--kv-cache-dtype --kv_cache_dtype"),
         ("spec_tokens", int, "--speculative-num-draft-tokens"),
         ("checkpoint", str, "--model --model-path"),
@@ -132,7 +133,10 @@ def command_facts(command: str) -> Row:
             continue
         if name in OPTIONS:
             column, read = OPTIONS[name]
-            facts[column] = read(value) if read is not int or value.isdigit() else None
+            try:
+                facts[column] = read(value)
+            except ValueError:  # a command that was cut off
+                facts[column] = None
         elif name in SWITCHES:
             column, facts[column] = SWITCHES[name][0], SWITCHES[name][1]
         if name.startswith("--speculative"):

@@ -14,6 +14,7 @@ ENGINES = {
     "tensorrtllm": "trtllm",
     "trt-llm": "trtllm",
     "text-generation-inference": "tgi",
+    "simulated": "tgis",  # what LLM-Pilot called its simulation of TGIS
 }
 GPUS = {
     # LLM-Inference-Bench's: its KV cache runs full where 40 GB a GPU would, see services/README.md.

@@ -42,7 +42,7 @@ COUNTS = (
 """Whole numbers of at least 1."""
 AMOUNTS = ("input_tokens", "output_tokens", "concurrency", "request_rate")
 """Numbers above 0."""
-SHARES = ("length_min_share", "prefix_hit_share", "failures")
+SHARES = ("length_min_share", "prefix_hit_share", "memory_share", "failures")
 """Numbers from 0 to 1."""
 CHECKS = ("check", "tpot_over_floor")
 """Ratios that whoever collected the rows computed; nothing here reads them."""
@@ -64,7 +64,8 @@ COLUMNS = (
     *("input_tokens", "output_tokens", "length_kind", "length_min_share", "workload"),
     *("load_kind", "concurrency", "request_rate", "n_requests", "client"),
     *("max_num_seqs", "max_num_batched_tokens", "chunked_prefill", "prefix_caching", "prefix_hit_share"),
-    *("max_model_len", "kv_cache_tokens", "max_batch_weight", "eager", "spec_decode", "spec_tokens"),
+    *("max_model_len", "memory_share", "kv_cache_tokens", "max_batch_weight", "eager"),
+    *("spec_decode", "spec_tokens"),
     "failures",
     *FIGURES,
     *("flag", "in_doubt", *CHECKS, "notes"),

@@ -21,6 +21,7 @@ from llmpilot.simulator.recordings import CATALOGUE, OK, WINDOW_S, summarize
 
 SHIPPED = Path(__file__).parent / "published.csv"
 SOURCE = "IBM/LLM-performance-prediction"
+LICENCE = "CDLA-Permissive-2.0"
 STATED = f"{SOURCE}, stated medians"
 """Marks the cells whose raw requests are not published, but whose medians are."""
 COMMENT = (

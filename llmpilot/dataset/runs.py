@@ -1,21 +1,39 @@
-"""The project's own characterizations as rows: read from MLflow, with what was left out and why.
+"""The project's own characterizations as rows of both tables: read from MLflow, with what was left out.
 
 A row enters only under the hardware that it was really measured on. Tuning trials are not read.
 """
 
+import ast
 import json
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llmpilot import tracking
+import pandas as pd
+
+from llmpilot import metrics, tracking
 from llmpilot.config import Gpu, Model, Tracking, parse
-from llmpilot.dataset.facts import single
+from llmpilot.dataset.conversion import gpu_option, model_id
+from llmpilot.dataset.facts import keyed, known_gpus, known_models, single
 from llmpilot.dataset.hardware import runs_on
+from llmpilot.dataset.measured_words import engine as engine_named
+from llmpilot.dataset.measurements import (
+    CLOSED,
+    COUNTS,
+    KV_PRECISIONS,
+    OPEN,
+    PRECISIONS,
+    SHARES,
+    YES_OR_NO,
+    Measurements,
+    joined,
+)
 from llmpilot.dataset.table import Dataset, frame_of, merge
 from llmpilot.errors import ConfigError, TrackingError
 from llmpilot.secrets import redact
@@ -35,12 +53,38 @@ SHORT_WINDOW = "levels whose window was too short"
 CLIENT = "levels at which the client was the bottleneck"
 NO_LATENCIES = "levels without latencies, or with a median gap of 0 ms"
 
+SETTINGS = {
+    "tp": ("engine.tensor_parallel", "engine.tensor_parallel_size"),
+    "pp": ("engine.pipeline_parallel",),
+    "dp": ("engine.data_parallel",),
+    "ep": ("engine.expert_parallel",),
+    "engine_version": ("engine.version",),
+    "max_num_seqs": ("engine.max_num_seqs", "engine.max_batch_size"),
+    "max_num_batched_tokens": ("engine.max_num_batched_tokens",),
+    "chunked_prefill": ("engine.chunked_prefill",),
+    "prefix_caching": ("engine.prefix_caching",),
+    "prefix_hit_share": ("engine.prefix_hit_share",),
+    "memory_share": ("engine.memory_share", "engine.gpu_memory_utilization"),
+    "eager": ("engine.enforce_eager",),
+    "max_batch_weight": ("max_batch_weight",),
+    "precision": ("precision",),
+    "kv_precision": ("kv_precision",),
+}
+"""Columns of a table of measurements, and the params of a run that say them: the first that is there."""
+FIXED_LENGTHS = re.compile(r"fixed_(\d+)_(\d+)")
+"""How a workload of requests that are all alike is called."""
+
 
 @dataclass
 class Collected:
-    """What was found: the rows of the finished runs, how much was left out for which reason, and remarks."""
+    """What was found in the finished runs: rows, how much was left out for which reason, and remarks.
+
+    `dataset` has the levels of closed loops, which `left_out` is about; `measurements` those of closed and
+    open loops, with every statistic and the engine's settings.
+    """
 
     dataset: Dataset
+    measurements: Measurements = field(default_factory=joined)
     left_out: Counter[str] = field(default_factory=Counter)
     remarks: list[str] = field(default_factory=list)
 
@@ -53,6 +97,7 @@ class _Run:
     params: dict[str, str]
     tags: dict[str, str]
     levels: list[dict[str, Any]] | None
+    date: str | None = None
 
 
 def from_runs(settings: Tracking, *, simulated: bool = False) -> Dataset:
@@ -101,17 +146,18 @@ def _dataset(run: _Run, found: Collected, *, simulated: bool) -> Dataset | None:
         found.remarks.append(f"run {run.run_id}: {error.wrong}")
         return None
     hardware = run.tags.get(tracking.TAG_HARDWARE)
+    slow_client = set(run.tags.get(tracking.TAG_CLIENT_BOTTLENECK, "").split(", "))
     if hardware is not None and not runs_on(gpu, hardware):
         found.left_out[OTHER_HARDWARE] += 1
         found.remarks.append(f"run {run.run_id} is labelled {gpu.label}, but was measured on {hardware}")
         return None
+    found.measurements = joined(found.measurements, _measurements(run, model, gpu, slow_client))
     if run.params.get("load.arrival") != "closed":
         found.left_out[OPEN_LOOP] += 1
         return None
     if not run.levels:
         found.left_out[NO_LEVELS] += 1
         return None
-    slow_client = set(run.tags.get(tracking.TAG_CLIENT_BOTTLENECK, "").split(", "))
     weight = run.params.get("max_batch_weight", "None")
     same = {
         "model": model.name,
@@ -153,6 +199,77 @@ def _figures(level: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _measurements(run: _Run, model: Model, gpu: Gpu, slow_client: set[str]) -> Measurements:
+    """Return a row for each level of users or of a rate that was measured well, with the settings behind it.
+
+    Levels of a replayed trace have no rate that stands for them.
+    """
+    arrival = run.params.get("load.arrival")
+    if arrival not in ("closed", "poisson", "gamma"):
+        return joined()
+    (model_key, _), *_ = keyed([model], known_models()).values()
+    (gpu_key, gpu_type), *_ = keyed([single(gpu)], known_gpus()).values()
+    workload = run.params.get("workload.name")
+    alike = FIXED_LENGTHS.fullmatch(workload or "")
+    settings = {name: _setting(run.params, name) for name in SETTINGS}
+    same = settings | {
+        "model": model_id(model, model_key),
+        "gpu": gpu_option(gpu_type, gpu_key),
+        "hardware": run.tags.get(tracking.TAG_HARDWARE),
+        "n_gpus": gpu.count,
+        "tp": settings["tp"] or gpu.count // ((settings["pp"] or 1) * (settings["dp"] or 1)),
+        "engine": engine_named(run.params.get("engine.name", "")) or None,
+        "workload": workload,
+        "length_kind": "fixed" if alike else "workload",
+        "input_tokens": int(alike[1]) if alike else None,
+        "output_tokens": int(alike[2]) if alike else None,
+        "load_kind": CLOSED if arrival == "closed" else OPEN,
+        "measurement": run.tags.get(tracking.TAG_MEASUREMENT),
+        "source": SOURCE,
+        "run_id": run.run_id,
+        "date": run.date,
+    }
+    load = "concurrency" if arrival == "closed" else "request_rate"
+    rows = [
+        same | {load: level["level"]} | _all_figures(level)
+        for level in run.levels or []
+        if f"{level['level']:g}" not in slow_client
+        and level.get("window_problem") is None
+        and level["requests_ok"]
+    ]
+    return Measurements(pd.DataFrame(rows)) if rows else joined()
+
+
+def _setting(params: dict[str, str], column: str) -> Any:
+    """Return what the run's params say for a column, or None."""
+    for name in SETTINGS[column]:
+        said = params.get(name, "None")
+        if said == "None":
+            continue
+        if column in YES_OR_NO:
+            return said == "True"
+        if column in (*COUNTS, *SHARES):
+            return float(said)
+        known = {"precision": PRECISIONS, "kv_precision": KV_PRECISIONS}.get(column)
+        return said if known is None or said in known else None
+    return None
+
+
+def _all_figures(level: dict[str, Any]) -> dict[str, Any]:
+    figures = {
+        f"{latency}_{statistic}": level[latency][statistic]
+        for latency in metrics.LATENCIES
+        for statistic in metrics.STATISTICS
+    }
+    return figures | {
+        "throughput_req_s": level["requests_per_s"],
+        "throughput_out_tok_s": level["throughput_tok_s"],
+        "throughput_total_tok_s": level["total_tok_s"],
+        "failures": level["failure_rate"],
+        "n_requests": level["requests_ok"] + level["requests_failed"],
+    }
+
+
 def _part(params: dict[str, str], name: str) -> dict[str, Any]:
     """Return the facts under `name` of a run's flat params; they hold what `+model=hf` derived, too."""
     facts: dict[str, Any] = {}
@@ -160,12 +277,24 @@ def _part(params: dict[str, str], name: str) -> dict[str, Any]:
         group, _, path = key.partition(".")
         if group == name:
             outer, _, inner = path.partition(".")
-            plain = None if value == "None" else value
+            plain = _plain(value)
             if inner:
                 facts.setdefault(outer, {})[inner] = plain
             else:
                 facts[outer] = plain
     return facts
+
+
+def _plain(value: str) -> Any:
+    """Return what a param says; layers of a model are a Python literal, all else is left to its schema."""
+    if value == "None":
+        return None
+    if not value.startswith(("(", "[")):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
 
 
 def _finished(settings: Tracking, *, simulated: bool) -> list[_Run]:
@@ -207,7 +336,8 @@ class _Reader(Tracker):
                 if tracking.TAG_CONFIG_HASH in run.data.tags:
                     skipped = run.data.tags.get(tracking.TAG_MEASUREMENT) == "simulated" and not simulated
                     levels = None if skipped else self._levels(run.info.run_id)
-                    yield _Run(run.info.run_id, dict(run.data.params), dict(run.data.tags), levels)
+                    started = datetime.fromtimestamp(run.info.start_time / 1e3, UTC).date().isoformat()
+                    yield _Run(run.info.run_id, dict(run.data.params), dict(run.data.tags), levels, started)
             token = page.token or None
 
     def _levels(self, run_id: str) -> list[dict[str, Any]] | None:

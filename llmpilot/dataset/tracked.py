@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ class DatasetTracker(Tracker):
     """The tracker of data sets; like its base, after a first failure it does no more than end runs."""
 
     def log_dataset(
-        self, dataset: Dataset, file: Path, params: dict[str, Any], summary: dict[str, Any]
+        self, dataset: Dataset, files: Sequence[Path], params: dict[str, Any], summary: dict[str, Any]
     ) -> str | None:
-        """Log the data set, saved as `file`, as a finished run and return its id; None: MLflow failed."""
+        """Log the data set, saved as the first of `files`, as a finished run with all of them.
+
+        Returns the run's id; None: MLflow failed.
+        """
         content_hash = dataset.content_hash
         kinds = sorted(summary["by_measurement"])
         tags = {
@@ -34,14 +38,14 @@ class DatasetTracker(Tracker):
         }
         run_id = self.start_parent(DATASET, f"{len(dataset)} rows, {content_hash[:8]}", tags)
         if run_id is not None:
-            self._attempt(lambda: self._log(run_id, dataset, file, params, summary))
+            self._attempt(lambda: self._log(run_id, dataset, files, params, summary))
         return run_id if self.problem is None else None
 
     def _log(
         self,
         run_id: str,
         dataset: Dataset,
-        file: Path,
+        files: Sequence[Path],
         params: dict[str, Any],
         summary: dict[str, Any],
     ) -> None:
@@ -57,9 +61,10 @@ class DatasetTracker(Tracker):
                 params=[Param(key, str(value)) for key, value in params.items()],
                 metrics=[Metric(name, float(count), now_ms, 0) for name, count in counts.items()],
             )
-            client.log_artifact(run_id, str(file))
+            for file in files:
+                client.log_artifact(run_id, str(file))
             client.log_text(run_id, to_json(summary), SUMMARY_FILE)
-            client.log_inputs(run_id, datasets=[mlflow_input(dataset, f"runs:/{run_id}/{file.name}")])
+            client.log_inputs(run_id, datasets=[mlflow_input(dataset, f"runs:/{run_id}/{files[0].name}")])
         client.set_terminated(run_id, "FINISHED")
 
 

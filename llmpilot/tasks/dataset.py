@@ -1,4 +1,7 @@
-"""Task `dataset`: published measurements and the project's own runs in one table, versioned in MLflow."""
+"""Task `dataset`: published measurements and the project's own runs as tables, versioned in MLflow.
+
+One has what the paper measured, with facts, for predictors of its world; the other has every row there is.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,18 @@ from rich.table import Table
 
 from llmpilot.config import Facts, Tracking, parse
 from llmpilot.console import err, note, out, say
-from llmpilot.dataset import Dataset, DatasetError, merge, published, save
+from llmpilot.dataset import (
+    Dataset,
+    DatasetError,
+    Measurements,
+    joined,
+    merge,
+    published,
+    save,
+    save_measurements,
+    shipped_measurements,
+)
+from llmpilot.dataset.conversion import to_measurements
 from llmpilot.dataset.published import difference, from_requests, write_shipped
 from llmpilot.dataset.runs import Collected, collect
 from llmpilot.dataset.tracked import DatasetTracker
@@ -26,6 +40,7 @@ class Building(Facts):
     runs: bool = True
     simulated: bool = False
     output: str = "dataset.parquet"
+    measurements: str | None = "measurements.parquet"
     raw: str | None = None
     refresh: str | None = None
 
@@ -54,6 +69,11 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         raise unread or _nothing(settings, found)
 
     save(dataset, output)
+    everything = _everything(parts, found)
+    files = [output]
+    if settings.measurements is not None:
+        files.append(Path(settings.measurements).expanduser())
+        save_measurements(everything, files[-1])
     by_measurement = dataset.table["measurement"].value_counts().sort_index()
     result = {
         "rows": len(dataset),
@@ -63,15 +83,36 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "content_hash": dataset.content_hash,
         "output": settings.output,
         "left_out": dict(sorted(found.left_out.items())),
+        "measurements": None
+        if settings.measurements is None
+        else _counted(everything, settings.measurements),
     } | result
     _show(dataset, result, found)
+    if result["measurements"] is not None:
+        _show_measurements(everything, settings.measurements)
     tracker = DatasetTracker(tracking)
     params = {key: getattr(settings, key) for key in keys} | {"content_hash": dataset.content_hash}
-    result["run_id"] = None if unread else tracker.log_dataset(dataset, output, params, result)
+    result["run_id"] = None if unread else tracker.log_dataset(dataset, files, params, result)
     if unread or tracker.problem:
         raise _not_tracked(unread, tracker, output, result)
     say(f"run {result['run_id']}")
     return result
+
+
+def _everything(published_parts: list[Dataset], found: Collected) -> Measurements:
+    """Return every row there is as a measurement: the paper's, the published ones of today, and our own."""
+    theirs = [to_measurements(part) for part in published_parts]
+    return joined(*theirs, *([shipped_measurements()] if theirs else []), found.measurements)
+
+
+def _counted(everything: Measurements, path: str) -> dict[str, Any]:
+    by_source = everything.table["source"].value_counts().sort_index()
+    return {
+        "rows": len(everything),
+        "output": path,
+        "by_source": {str(source): int(rows) for source, rows in by_source.items()},
+        "in_doubt": int(everything.in_doubt().sum()),
+    }
 
 
 def _published(settings: Building) -> tuple[Dataset, dict[str, Any]]:
@@ -108,11 +149,18 @@ def _own(settings: Building, tracking: Tracking) -> tuple[Collected, TrackingErr
 def _refuse_impossible(settings: Building, output: Path) -> None:
     if output.suffix != ".parquet":
         raise ConfigError("the table is a Parquet file", given=f"output={output}", cure="output=PATH.parquet")
+    if settings.measurements is not None and Path(settings.measurements).suffix != ".parquet":
+        raise ConfigError(
+            "the table of measurements is a Parquet file",
+            given=f"measurements={settings.measurements}",
+            cure="measurements=PATH.parquet, or measurements=null for none",
+        )
     if settings.raw is None and settings.refresh is not None:
         raise ConfigError("refresh needs the raw requests", cure="raw=PATH of the paper's requests.parquet")
     if settings.raw is not None and not settings.published:
         raise ConfigError("raw holds published measurements, which are not wanted", cure="published=true")
-    for key, value in {"output": settings.output, "refresh": settings.refresh}.items():
+    written = {"output": settings.output, "measurements": settings.measurements, "refresh": settings.refresh}
+    for key, value in written.items():
         if value is not None:
             _require_writable(key, Path(value).expanduser().resolve())
 
@@ -155,6 +203,19 @@ def _show(dataset: Dataset, result: dict[str, Any], found: Collected) -> None:
         if "@" in key:
             note(f"kept apart: {key}, whose facts are not those that its name stands for elsewhere")
     say(f"written to {result['output']}; content hash {dataset.content_hash}")
+
+
+def _show_measurements(everything: Measurements, path: str | None) -> None:
+    table = Table(title=f"{len(everything)} measurements, one level of load each")
+    for heading in ("source", "rows", "LLMs", "GPU types", "engines", "in doubt"):
+        table.add_column(heading, justify="left" if heading in ("source", "engines") else "right")
+    doubt = everything.in_doubt()
+    for source, rows in everything.table.groupby("source"):
+        engines = ", ".join(sorted(rows["engine"].dropna().unique()))
+        counts = (len(rows), rows["model"].nunique(), rows["gpu"].nunique())
+        table.add_row(str(source), *map(str, counts), engines, str(int(doubt[rows.index].sum())))
+    out.print(table)
+    say(f"written to {path}")
 
 
 def _not_tracked(

@@ -12,7 +12,8 @@ from hf_configs import TINY_LLAMA
 
 from llmpilot import cli
 from llmpilot.config import Tracking
-from llmpilot.dataset import from_runs, load, published
+from llmpilot.dataset import from_runs, load, published, read_measurements, shipped_measurements
+from llmpilot.dataset.conversion import to_dataset
 from llmpilot.errors import TrackingError
 
 STORE = Tracking(uri="sqlite:///mlflow.db")
@@ -39,7 +40,10 @@ def store(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Sto
         "known": ("+gpu=a100", "gpu.count=2", "+model=starcoder", *LADDER),
         "quantized": ("+gpu=a100", "+model=starcoder", "model.weight_bytes_per_parameter=1", *LADDER),
         "short": ("+gpu=h100", "+model=flan_t5_xl", "load.users=[1,8]", "load.duration_s=4", "tuner=none"),
-        "open loop": ("+gpu=t4", "+model=flan_t5_xl", "load=poisson", "load.rates_per_s=[1]", "tuner=none"),
+        "open loop": (
+            *("+gpu=t4", "+model=flan_t5_xl", "load=poisson", "load.rates_per_s=[1]", "tuner=none"),
+            *("workload=fixed", "workload.input_tokens=64", "workload.output_tokens=16"),
+        ),
         # It does not fit on one of the two; the sweep has a parent besides.
         "sweep": ("-m", "+gpu=t4,v100", "+model=gpt_neox_20b", "load.users=[1]", "tuner=none"),
     }
@@ -113,6 +117,49 @@ def test_every_level_of_a_ladder_of_users_is_a_row(client: Any, run: Run, store:
         assert rows["requests"].tolist() == sent
 
 
+def test_every_level_is_a_measurement_with_all_its_figures(client: Any, run: Run, store: Store) -> None:
+    result, ran = result_of(run, "simulated=true")
+    found = read_measurements(Path("measurements.parquet"), extra="refuse")
+    assert result["measurements"]["rows"] == len(found) == 528 + len(shipped_measurements()) + 8
+    assert result["measurements"]["by_source"]["llmpilot characterize"] == 8
+    assert "llmpilot characterize" in ran.out
+
+    table = found.table
+    of_run = {run_id: rows.reset_index() for run_id, rows in table.groupby("run_id")}
+    for name, model in (("derived", "mine"), ("known", "bigcode/starcoder")):
+        made = store.runs[name]
+        rows = of_run[made["run_id"]]
+        assert set(rows["model"]) == {model}
+        assert rows["concurrency"].tolist() == [1, 4]
+        assert rows["n_gpus"].tolist() == rows["tp"].tolist() == [made["count"]] * 2
+        assert set(rows["max_batch_weight"]) == {made["max_batch_weight"]}
+        for latency in ("ttft_ms", "nttft_ms", "itl_ms", "tpot_ms", "e2e_ms"):
+            for statistic in ("mean", "p50", "p90", "p95", "p99"):
+                levels = [level[latency][statistic] for level in made["levels"]]
+                assert rows[f"{latency}_{statistic}"].tolist() == levels
+        assert rows["throughput_out_tok_s"].tolist() == [one["throughput_tok_s"] for one in made["levels"]]
+        assert set(rows["measurement"]) == {"simulated"}
+    # Facts that are not those of its name make another LLM, and open loops are rows, too.
+    assert set(of_run[store.runs["quantized"]["run_id"]]["model"].str.split("@").str[0]) == {"starcoder"}
+    (at_a_rate,) = of_run[store.runs["open loop"]["run_id"]].to_dict("records")
+    assert (at_a_rate["load_kind"], at_a_rate["request_rate"]) == ("request rate", 1)
+    assert (at_a_rate["length_kind"], at_a_rate["input_tokens"], at_a_rate["output_tokens"]) == (
+        "fixed",
+        64,
+        16,
+    )
+
+    # What the paper measured is among them to the last digit.
+    theirs = found.select(table["source"].str.startswith("IBM/LLM-performance-prediction"))
+    assert to_dataset(theirs).content_hash == published().content_hash
+
+
+def test_the_table_of_measurements_can_be_left_out(client: Any, run: Run) -> None:
+    result, _ = result_of(run, "measurements=null")
+    assert result["measurements"] is None
+    assert not Path("measurements.parquet").exists()
+
+
 def test_it_is_versioned_in_mlflow(client: Any, run: Run) -> None:
     result, _ = result_of(run, "simulated=true", "output=all.parquet")
     data = load(Path("all.parquet"))
@@ -128,6 +175,8 @@ def test_it_is_versioned_in_mlflow(client: Any, run: Run) -> None:
     assert f"runs:/{result['run_id']}/all.parquet" in used.dataset.source
     kept = load(Path(client.download_artifacts(result["run_id"], "all.parquet", ".")))
     assert kept.content_hash == data.content_hash
+    rows = read_measurements(Path(client.download_artifacts(result["run_id"], "measurements.parquet", ".")))
+    assert len(rows) == result["measurements"]["rows"]
     again, _ = result_of(run, "simulated=true")
     assert (again["content_hash"], again["left_out"]) == (data.content_hash, result["left_out"])
 
@@ -189,6 +238,9 @@ def test_impossible_options_are_refused_before_any_work(run: Run) -> None:
     for arguments, message in (
         (("output=dataset.csv",), "the table is a Parquet file"),
         (("output=folder.parquet",), "output cannot be written"),
+        (("measurements=rows.csv",), "the table of measurements is a Parquet file"),
+        (("measurements=folder.parquet",), "measurements cannot be written"),
+        (("measurements=dataset.parquet",), "would overwrite output"),
         (("refresh=published.csv",), "refresh needs the raw requests"),
         (("raw=raw.parquet", "published=false"), "not wanted"),
         (("raw=raw.parquet", "output=raw.parquet"), "output would overwrite raw"),

@@ -12,10 +12,12 @@ from llmpilot.dataset import (
     MeasurementsError,
     joined,
     measurements_of,
+    published,
     read_measurements,
     save_measurements,
     shipped_measurements,
 )
+from llmpilot.dataset.conversion import to_dataset, to_measurements
 from llmpilot.dataset.doubts import with_doubts
 from llmpilot.dataset.measured_notes import command_facts
 from llmpilot.dataset.measurements import COLUMNS, NUMBERS, YES_OR_NO
@@ -291,3 +293,20 @@ def test_nothing_that_ships_is_a_yes_or_no_of_another_kind() -> None:
     found = shipped_measurements().table
     for name in YES_OR_NO:
         assert set(found[name].dropna().map(type)) <= {bool}
+
+
+def test_what_the_paper_measured_survives_exactly() -> None:
+    theirs = to_measurements(published())
+    assert len(theirs) == 528
+    assert set(theirs.table["engine"]) == {"tgis"}
+    assert set(theirs.table["workload"]) == {"paper"}
+    assert set(theirs.table["gpu"]) == {"t4", "v100", "a10", "a100", "h100"}
+    assert "bigcode/starcoder" in set(theirs.table["model"])
+    for name, ours in (("nttft_ms", "nttft_ms_p50"), ("itl_ms", "itl_ms_p50"), ("failure_rate", "failures")):
+        assert theirs.table[ours].equals(published().table[name].rename(ours))
+    assert to_dataset(theirs).content_hash == published().content_hash
+
+
+def test_rows_that_are_no_characterizations_are_left_out_of_the_data_set() -> None:
+    both = joined(to_measurements(published()), shipped_measurements())
+    assert to_dataset(both).content_hash == published().content_hash
