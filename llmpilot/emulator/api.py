@@ -170,8 +170,7 @@ def _check_room(service: EmulatedService, given: _Prompts, wanted: int) -> None:
             param=field if longest >= room else "max_tokens",
             code="context_length_exceeded",
         )
-    rule = service.service.rule
-    if n * (longest + wanted) > rule.max_batch_weight or n > (rule.max_batch_size or n):
+    if longest + wanted > service.service.longest_request_tokens(n):
         raise ApiError(
             400, f"n={n} sequences of {longest + wanted} tokens exceed the largest batch", param="n"
         )

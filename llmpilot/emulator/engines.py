@@ -1,4 +1,4 @@
-"""When tokens are made: by the simulator's continuous batching on the real clock, or at fixed times.
+"""When tokens are made: by a simulated engine's core on the real clock, or at fixed times.
 
 Both pace themselves by the time at which a step was due, not by when it was done, so that being late once
 does not make everything after it late. Neither knows HTTP.
@@ -6,6 +6,7 @@ does not make everything after it late. Neither knows HTTP.
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 from enum import IntEnum, auto
 from heapq import heappop, heappush
 from time import monotonic_ns
@@ -13,10 +14,10 @@ from typing import Protocol
 
 from llmpilot.emulator.alarm import Alarm
 from llmpilot.emulator.answer import Stream, emit_all
-from llmpilot.emulator.leaving import LeavingBatcher
 from llmpilot.emulator.options import FixedTiming
 from llmpilot.simulator import VirtualService
-from llmpilot.simulator.batching import Decode, Prefill, Sequence
+from llmpilot.simulator.scheduling import Action, Sequence
+from llmpilot.simulator.tgis import TgisCore
 
 SLIP_NS = 50_000_000
 """Further behind than this, a schedule starts anew from now: the machine cannot keep it."""
@@ -52,14 +53,13 @@ class Place(IntEnum):
     """Where in the engine a stream is."""
 
     DOOR = auto()
-    QUEUE = auto()
-    PREFILL = auto()
-    BATCH = auto()
+    WAITING = auto()  # or being prefilled
+    DECODING = auto()
     GONE = auto()
 
 
 class Ticket(Sequence):
-    """A sequence of the batcher that knows its stream."""
+    """A sequence of the core that knows its stream."""
 
     __slots__ = ("door_ns", "place", "stream")
 
@@ -79,13 +79,14 @@ class BatchingEngine:
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.slips = 0
-        self._batcher = LeavingBatcher(service.rule, service.step_times, service.kv_capacity_tokens)
+        self._core = service.core()
+        self._kv_capacity_tokens = service.kv_capacity_tokens
         self._ns_per_ms = 1e6 / speed
         self._overhead_ns = int(service.request_overhead_ms * self._ns_per_ms)
         self._out_of_memory_above = out_of_memory_above_weight
         self._door: deque[Ticket] = deque()
         self._live: list[Stream] = []
-        self._action: Prefill | Decode | None = None
+        self._action: Action | None = None
         self._due_ns = self._write_ns = 0
         self._busy = False
         self._count = 0
@@ -103,23 +104,17 @@ class BatchingEngine:
     def cancel(self, stream: Stream) -> None:
         """Forget a stream, wherever it is."""
         ticket: Ticket = stream.ticket
-        if ticket.place is Place.QUEUE:
-            self._batcher.leave_queue(ticket)
-        elif ticket.place is Place.BATCH:
-            self._batcher.leave_batch(ticket)
+        if ticket.place in (Place.WAITING, Place.DECODING):
+            self._core.leave(ticket)
+        if ticket.place is Place.DECODING:
             self._live = [other for other in self._live if other is not stream]
         ticket.place = Place.GONE
 
     def gauges(self) -> tuple[int, int, float]:
         """Return sequences running and waiting, and the share of the KV cache in use."""
-        batcher = self._batcher
-        held, prefilling = batcher.kv_tokens, 0
-        if isinstance(self._action, Prefill):
-            prefilling = sum(ticket.copies for ticket in self._action.sequences)
-            held += sum(ticket.copies * ticket.input_tokens for ticket in self._action.sequences)
-        waiting = sum(ticket.copies for ticket in (*batcher.waiting, *self._door))
-        share = min(1.0, held / max(1, batcher.kv_capacity_tokens))
-        return batcher.sequences + prefilling, waiting, share
+        running, waiting, kv_tokens = self._core.gauges()
+        waiting += sum(ticket.copies for ticket in self._door)
+        return running, waiting, min(1.0, kv_tokens / max(1, self._kv_capacity_tokens))
 
     def close(self) -> None:
         """Stop, and free the clock."""
@@ -128,10 +123,8 @@ class BatchingEngine:
     def _ring(self) -> None:
         self._busy = True
         action, due_ns = self._action, self._due_ns
-        if isinstance(action, Decode):
-            self._finish_decode(due_ns)
-        elif action is not None:
-            self._finish_prefill(action, due_ns)
+        if action is not None:
+            self._finish(action, due_ns)
         else:
             due_ns = self._door[0].door_ns if self._door else monotonic_ns()
         now_ns = monotonic_ns()
@@ -143,65 +136,48 @@ class BatchingEngine:
         for stream in self._live:
             stream.prepare()
 
-    def _finish_decode(self, due_ns: int) -> None:
-        self._learn(emit_all(self._live, due_ns))
-        done = self._batcher.finish_decode(1)
-        for ticket in done:
-            assert isinstance(ticket, Ticket)
+    def _finish(self, action: Action, due_ns: int) -> None:
+        if action.decodes and action.steps:
+            self._learn(emit_all(self._live, due_ns))
+        started, done, lost = self._core.finish(action, min(1, action.steps))
+        for ticket in _tickets(done):
             ticket.place = Place.GONE
-        if done:
-            self._live = [stream for stream in self._live if stream.ticket.place is Place.BATCH]
-
-    def _finish_prefill(self, action: Prefill, due_ns: int) -> None:
-        tickets = [ticket for ticket in action.sequences if isinstance(ticket, Ticket)]
-        if action.out_of_memory:
-            self._batcher.drop_prefill()
-            self._fail(tickets)
-            return
-        self._batcher.finish_prefill(action)
-        for ticket in tickets:
-            left = ticket.place is Place.GONE  # its client went away meanwhile
-            single = ticket.output_tokens == 1
-            ticket.place = Place.GONE if single else Place.BATCH
-            if left and not single:
-                self._batcher.leave_batch(ticket)
-                ticket.place = Place.GONE
-            if left:
-                continue
-            if not single:
+        for ticket in _tickets(started):
+            if ticket.place is not Place.GONE:
+                ticket.place = Place.DECODING
                 self._live.append(ticket.stream)
             ticket.stream.emit(due_ns)
+        self._fail([ticket for ticket in _tickets(lost) if ticket.place is not Place.GONE])
+        if done:
+            self._drop_dead()
+
+    def _drop_dead(self) -> None:
+        self._live = [stream for stream in self._live if stream.ticket.place is Place.DECODING]
 
     def _begin(self, now_ns: int) -> None:
-        """Let in who has arrived by `now_ns`, start what the batcher says, and set the alarm for its end."""
-        batcher = self._batcher
+        """Let in who has arrived by `now_ns`, start what the core says, and set the alarm for its end."""
         while True:
             self._let_in(now_ns)
-            action = batcher.next_action(now_ns / self._ns_per_ms)
-            if isinstance(action, Decode) and action.steps == 0:
-                self._fail([t for t in batcher.lose_batch() if isinstance(t, Ticket)])
-                continue
-            break
+            action = self._core.begin(now_ns / self._ns_per_ms)
+            if action is None or action.steps:
+                break
+            self._finish(action, now_ns)  # memory ran out before the first step
         self._action = action
         if action is None:
             if self._door:
                 self._alarm.set(self._door[0].door_ns)
             return
-        if isinstance(action, Prefill):
-            duration_ms = action.duration_ms
-            for ticket in action.sequences:
-                assert isinstance(ticket, Ticket)
-                ticket.place = Place.PREFILL
-                ticket.stream.prepare()
-            limit = self._out_of_memory_above
-            if limit is not None and batcher.weight_with(action.sequences) > limit:
-                self._action = action._replace(out_of_memory=True)
-        else:
-            duration_ms = action.first_ms
-        step_ns = int(duration_ms * self._ns_per_ms)
+        for ticket in _tickets(action.preempted):
+            ticket.place = Place.WAITING
+        if action.preempted:
+            self._drop_dead()
+        limit = self._out_of_memory_above
+        if limit is not None and isinstance(self._core, TgisCore) and self._core.heaviest_next() > limit:
+            self._action = action._replace(out_of_memory=True)
+        step_ns = int(action.first_ms * self._ns_per_ms)
         self._due_ns = now_ns + step_ns
         # Writing to all clients takes its time: begin early, so that the one in the middle is on time.
-        writes = len(self._live) if isinstance(action, Decode) else len(action.sequences)
+        writes = action.starts + (len(self._live) if action.decodes else 0)
         self._alarm.set(self._due_ns - min(writes * self._write_ns // 2, step_ns // MAX_LEAD))
 
     def _learn(self, write_ns: int) -> None:
@@ -214,19 +190,24 @@ class BatchingEngine:
             ticket = self._door.popleft()
             if ticket.place is Place.GONE:
                 continue
-            ticket.place = Place.QUEUE
-            if not self._batcher.enqueue(ticket):
+            ticket.place = Place.WAITING
+            ticket.stream.prepare()
+            if not self._core.enqueue(ticket):
                 ticket.place = Place.GONE
                 ticket.stream.answer.fail(400, TOO_HEAVY, "too_long")
 
     def _fail(self, tickets: list[Ticket]) -> None:
-        """These ran out of memory and are in the batcher no more."""
-        lost = [ticket for ticket in tickets if ticket.place is not Place.GONE]
-        for ticket in lost:
+        """These ran out of memory and are in the core no more."""
+        for ticket in tickets:
             ticket.place = Place.GONE
-        self._live = [stream for stream in self._live if stream.ticket.place is Place.BATCH]
-        for ticket in lost:
+        if tickets:
+            self._drop_dead()
+        for ticket in tickets:
             ticket.stream.answer.fail(500, OUT_OF_MEMORY, "out_of_memory")
+
+
+def _tickets(sequences: Iterable[Sequence]) -> list[Ticket]:
+    return [ticket for ticket in sequences if isinstance(ticket, Ticket)]
 
 
 class FixedEngine:

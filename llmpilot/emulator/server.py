@@ -103,10 +103,10 @@ class Emulator(OpenAISite):
 
     def _fill(self, answer: Answer, fault: str | None) -> None:
         wanted, lengths = answer.request, self.service.output_lengths
-        heaviest = self.service.service.rule.max_batch_weight // wanted.n
+        longest = self.service.service.longest_request_tokens(wanted.n)
         for prompt, input_tokens in enumerate(wanted.prompt_tokens):
             drawn = lengths[(answer.number + prompt - 1) % len(lengths)]
-            room = min(self.service.max_model_tokens, heaviest) - input_tokens
+            room = min(self.service.max_model_tokens, longest) - input_tokens
             answer.add(prompt, *wanted.output_tokens(drawn, room))
         if fault is not None:
             answer.fault, answer.stall_s = fault, self.options.faults.stall_s

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 
 from llmpilot.config import Gpu, Model, NonNegative, Share
 from llmpilot.engine.inference import InferenceEngine
-from llmpilot.simulator import BatchingRule, VirtualService
+from llmpilot.simulator import BatchingRule, TgisService, VirtualService
 from llmpilot.simulator.calibration import (
     MAX_WAITING_STEPS,
     OVERTAKE_MS,
@@ -73,7 +73,7 @@ class TgisEngine(InferenceEngine):
         calibration, _ = self.calibrated(model, gpu)
         return max(1, min(round(calibration.max_batch_weight), self.memory(model, gpu).kv_capacity_tokens))
 
-    def service(self, model: Model, gpu: Gpu, max_batch_weight: int) -> VirtualService:
+    def service(self, model: Model, gpu: Gpu, max_batch_weight: int) -> TgisService:
         """Return the service as the simulator needs it."""
         calibration, _ = self.calibrated(model, gpu)
         rule = BatchingRule(
@@ -85,15 +85,16 @@ class TgisEngine(InferenceEngine):
             padded=not model.flash_attention,
         )
         overhead_ms = self.request_overhead_ms
-        return VirtualService(
+        return TgisService(
             step_times=calibration.step_times(model, gpu),
             rule=rule,
             kv_capacity_tokens=self.memory(model, gpu).kv_capacity_tokens,
             request_overhead_ms=calibration.request_overhead_ms if overhead_ms is None else overhead_ms,
         )
 
-    def reweighted(self, service: VirtualService, max_batch_weight: int) -> VirtualService:
+    def reweighted(self, service: VirtualService, max_batch_weight: int) -> TgisService:
         """Return a running service under another max batch weight: nothing of it need be started anew."""
+        assert isinstance(service, TgisService)
         rule = service.rule.model_copy(update={"max_batch_weight": max_batch_weight})
         return replace(service, rule=rule)
 

@@ -1,17 +1,32 @@
 """A service without a GPU: how long steps take, who is in the batch, and a clock that jumps."""
 
-from llmpilot.simulator.batching import BatchingRule, Outcome
-from llmpilot.simulator.service import VirtualService
+from llmpilot.simulator.batch import Batch, StepTime
+from llmpilot.simulator.batching import BatchingRule
+from llmpilot.simulator.schedulers import VllmRule
+from llmpilot.simulator.scheduling import Outcome
+from llmpilot.simulator.service import SteppedService, TgisService, VirtualService
 from llmpilot.simulator.steptime import StepTimes
-from llmpilot.simulator.virtual import RequestSource, SimulatedRequests, simulate_closed, simulate_open
+from llmpilot.simulator.virtual import (
+    RequestSource,
+    SimulatedRequests,
+    simulate_closed,
+    simulate_finite,
+    simulate_open,
+)
 
 __all__ = [
+    "Batch",
     "BatchingRule",
     "Outcome",
     "RequestSource",
     "SimulatedRequests",
+    "StepTime",
     "StepTimes",
+    "SteppedService",
+    "TgisService",
     "VirtualService",
+    "VllmRule",
     "simulate_closed",
+    "simulate_finite",
     "simulate_open",
 ]

@@ -8,7 +8,6 @@ a cap, prefill interrupts decoding once enough of them wait, nobody is preempted
 
 from bisect import bisect_left
 from collections import deque
-from enum import IntEnum
 from heapq import heappop, heappush
 from math import inf
 from typing import NamedTuple
@@ -16,18 +15,10 @@ from typing import NamedTuple
 from pydantic import PositiveInt
 
 from llmpilot.config import Facts, NonNegative
+from llmpilot.simulator.scheduling import Sequence
 from llmpilot.simulator.steptime import StepTimes
 
 NEVER = 1 << 60  # steps
-
-
-class Outcome(IntEnum):
-    """How a request ended; the name is the failure's kind in reports."""
-
-    OK = 0
-    OUT_OF_MEMORY = 1
-    TOO_LONG = 2
-    UNFINISHED = 3
 
 
 class BatchingRule(Facts):
@@ -47,42 +38,6 @@ class BatchingRule(Facts):
     max_waiting_steps: int = 0
     overtake_ms: NonNegative = 0.0
     padded: bool = False
-
-
-class Sequence:
-    """A request inside the engine: `copies` equal sequences that are admitted and decoded together.
-
-    The times are the driver's notes [ms], -1 for what has not come.
-    """
-
-    __slots__ = (
-        "copies",
-        "done_ms",
-        "enqueued_ms",
-        "finish_step",
-        "first_step",
-        "first_token_ms",
-        "index",
-        "input_tokens",
-        "last_step",
-        "outcome",
-        "output_tokens",
-        "sent_ms",
-        "weight",
-    )
-
-    def __init__(
-        self, index: int, input_tokens: int, output_tokens: int, copies: int, enqueued_ms: float
-    ) -> None:
-        self.index = index
-        self.input_tokens = input_tokens
-        self.output_tokens = output_tokens
-        self.copies = copies
-        self.weight = copies * (input_tokens + output_tokens)
-        self.enqueued_ms = enqueued_ms
-        self.first_step = self.finish_step = self.last_step = -1
-        self.sent_ms = self.first_token_ms = self.done_ms = -1.0
-        self.outcome = Outcome.UNFINISHED
 
 
 class Prefill(NamedTuple):

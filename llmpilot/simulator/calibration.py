@@ -12,7 +12,7 @@ from llmpilot.config import Gpu, Model
 from llmpilot.errors import ConfigError
 from llmpilot.files import write_text
 from llmpilot.simulator.batching import BatchingRule
-from llmpilot.simulator.service import VirtualService
+from llmpilot.simulator.service import TgisService
 from llmpilot.simulator.steptime import StepTimes, attention_times, expert_times
 
 SHIPPED = Path(__file__).parent / "fitted" / "all_levels.csv"
@@ -75,7 +75,7 @@ class Calibration:
             join_ms_per_sequence=self.join_ms_per_sequence,
         )
 
-    def service(self, model: Model, gpu: Gpu, max_waiting_steps: int = MAX_WAITING_STEPS) -> VirtualService:
+    def service(self, model: Model, gpu: Gpu, max_waiting_steps: int = MAX_WAITING_STEPS) -> TgisService:
         """Return the calibrated service under the batch weight that it was measured with."""
         rule = BatchingRule(
             max_batch_weight=round(self.max_batch_weight),
@@ -83,7 +83,7 @@ class Calibration:
             overtake_ms=OVERTAKE_MS,
             padded=not model.flash_attention,
         )
-        return VirtualService(self.step_times(model, gpu), rule, UNLIMITED, self.request_overhead_ms)
+        return TgisService(self.step_times(model, gpu), rule, UNLIMITED, self.request_overhead_ms)
 
 
 UNLIMITED = 1 << 50

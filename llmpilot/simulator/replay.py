@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from llmpilot.simulator.batching import Outcome
 from llmpilot.simulator.recordings import Recording, Summary, summarize
+from llmpilot.simulator.scheduling import Outcome
 from llmpilot.simulator.service import VirtualService
 from llmpilot.simulator.virtual import SimulatedRequests, simulate_closed
 from llmpilot.workload import Requests, from_lengths

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llmpilot.simulator.batching import Batcher, Decode, Outcome, Sequence
+from llmpilot.simulator.scheduling import Action, Outcome, Sequence
 from llmpilot.simulator.service import VirtualService
 from llmpilot.workload import Requests, concatenate
 
@@ -74,13 +74,31 @@ def simulate_open(
     service: VirtualService,
     requests: RequestSource,
     arrivals_ms: NDArray[np.float64],
-    stop_sending_ms: float,
-    drain_ms: float,
+    stop_sending_ms: float = inf,
+    drain_ms: float = 0.0,
 ) -> SimulatedRequests:
-    """Simulate requests that are sent at `arrivals_ms` [n], whatever the service does."""
+    """Simulate requests that are sent at `arrivals_ms` [n], whatever the service does.
+
+    It ends when every request sent before `stop_sending_ms` has, or `drain_ms` behind it.
+    """
     run = _Run(service, _Feed(requests), stop_sending_ms, drain_ms)
     for arrival_ms in sorted(arrivals_ms.tolist()):
         run.send(arrival_ms)
+    return run.to_the_end()
+
+
+def simulate_finite(
+    service: VirtualService, requests: RequestSource, users: int, n_requests: int
+) -> SimulatedRequests:
+    """Simulate `users` clients that start all at once and send `n_requests` requests in all, to the last end.
+
+    Each sends its next request as soon as its last one ended, as benchmarks of fixed length do.
+    """
+    run = _Run(service, _Feed(requests), inf, 0.0)
+    run.to_send = n_requests
+    run.resend_until_ms = inf
+    for _ in range(min(users, n_requests)):
+        run.send(0.0)
     return run.to_the_end()
 
 
@@ -116,7 +134,7 @@ class _Stretches:
     first_ms: list[float] = field(default_factory=list)
     increment_ms: list[float] = field(default_factory=list)
 
-    def add(self, now_ms: float, steps: int, action: Decode) -> None:
+    def add(self, now_ms: float, steps: int, action: Action) -> None:
         self.start_ms.append(now_ms)
         self.steps.append(steps)
         self.first_ms.append(action.first_ms)
@@ -129,19 +147,22 @@ class _Stretches:
         done = np.arange(1, len(stretch) + 1) - (np.cumsum(steps) - steps)[stretch]
         first = np.asarray(self.first_ms)[stretch]
         increment = np.asarray(self.increment_ms)[stretch]
-        ends = np.asarray(self.start_ms)[stretch] + done * first + increment * (done * (done - 1) // 2)
-        return _microseconds(ends)
+        # In the order of Action.duration_ms: the last step ends when the clock says, to the last bit.
+        return _microseconds(
+            np.asarray(self.start_ms)[stretch] + (done * first + increment * (done * (done - 1) // 2))
+        )
 
 
 class _Run:
     """One simulated level: clients' sends, the engine's actions, and the virtual clock between them."""
 
     def __init__(self, service: VirtualService, feed: _Feed, stop_sending_ms: float, drain_ms: float) -> None:
-        self.batcher = Batcher(service.rule, service.step_times, service.kv_capacity_tokens)
+        self.core = service.core()
         self.feed = feed
         self.overhead_ms = service.request_overhead_ms
         self.stop_sending_ms, self.deadline_ms = stop_sending_ms, stop_sending_ms + drain_ms
         self.resend_until_ms = 0.0
+        self.to_send: float = inf  # requests
         self.now_ms = 0.0
         self.awaited = 0  # requests sent before `stop_sending_ms` and not yet ended
         self.log: list[Sequence] = []  # every request, in the order of sending
@@ -152,6 +173,8 @@ class _Run:
     def send(self, sent_ms: float) -> None:
         """Let a client send the next request of the stream; calls must not go back in time."""
         index = len(self.log)
+        if index >= self.to_send:
+            return
         sequence = Sequence(index, *self.feed.get(index), sent_ms + self.overhead_ms)
         sequence.sent_ms = sent_ms
         self.log.append(sequence)
@@ -160,27 +183,18 @@ class _Run:
 
     def to_the_end(self) -> SimulatedRequests:
         """Run until no awaited request is open, then expand the records."""
-        batcher = self.batcher
+        core = self.core
         while (
             self.awaited or self._next_pause_ms() < self.stop_sending_ms
         ) and self.now_ms < self.deadline_ms:
             self._let_in()
-            action = batcher.next_action(self.now_ms)
+            action = core.begin(self.now_ms)
             if action is None:
                 if self._next_arrival_ms() == inf:
                     break
                 self.now_ms = max(self.now_ms, self._next_arrival_ms())
-            elif isinstance(action, Decode):
-                self._decode(action)
             else:
-                self.now_ms += action.duration_ms
-                if action.out_of_memory:
-                    batcher.drop_prefill()
-                    self._end(action.sequences, Outcome.OUT_OF_MEMORY)
-                    continue
-                for sequence in action.sequences:
-                    sequence.first_token_ms = self.now_ms
-                self._end(batcher.finish_prefill(action), Outcome.OK)
+                self._let_pass(action)
         return self._records()
 
     def _next_pause_ms(self) -> float:
@@ -196,23 +210,32 @@ class _Run:
 
     def _let_in(self) -> None:
         self._resume_paused()
-        arrivals, enqueue = self.arrivals, self.batcher.enqueue
+        arrivals, enqueue = self.arrivals, self.core.enqueue
         while arrivals and arrivals[0].enqueued_ms <= self.now_ms:
             sequence = arrivals.popleft()
             if not enqueue(sequence):
                 self._end([sequence], Outcome.TOO_LONG)
 
-    def _decode(self, action: Decode) -> None:
-        steps = _steps_until(action, min(self._next_arrival_ms(), self.deadline_ms) - self.now_ms)
-        if steps:
+    def _let_pass(self, action: Action) -> None:
+        steps = action.steps
+        if steps > 1:
+            until_ms = self.deadline_ms
+            if action.waits_for_arrivals:
+                until_ms = min(until_ms, self._next_arrival_ms())
+            steps = _steps_until(action, until_ms - self.now_ms)
+        if action.decodes and steps:
             self.stretches.add(self.now_ms, steps, action)
-            self.now_ms += action.duration_ms(steps)
-            self._end(self.batcher.finish_decode(steps), Outcome.OK)
-        if action.out_of_memory and steps == action.steps:
-            self._end(self.batcher.lose_batch(), Outcome.OUT_OF_MEMORY)
+        self.now_ms += action.duration_ms(steps)
+        started, done, lost = self.core.finish(action, steps)
+        for sequence in started:
+            sequence.started_ms = self.now_ms
+            if sequence.first_token_ms < 0:
+                sequence.first_token_ms = self.now_ms
+        self._end(done, Outcome.OK)
+        self._end(lost, Outcome.OUT_OF_MEMORY)
 
     def _end(self, sequences: list[Sequence], outcome: Outcome) -> None:
-        now_ms, step = self.now_ms, self.batcher.step
+        now_ms, step = self.now_ms, self.core.step
         for sequence in sequences:
             sequence.done_ms, sequence.last_step, sequence.outcome = now_ms, step, outcome
             self.awaited -= sequence.sent_ms < self.stop_sending_ms
@@ -227,21 +250,17 @@ class _Run:
     def _records(self) -> SimulatedRequests:
         # What an open loop would have sent after the end was never sent.
         log = [sequence for sequence in self.log if sequence.sent_ms <= self.now_ms]
-        step_end_us = self.stretches.step_end_us()
         first_token_ms = np.array([s.first_token_ms for s in log])
         done_ms = np.array([s.done_ms for s in log])
-        first_token_us = _microseconds(first_token_ms)
-        started = first_token_ms >= 0
         outcome = np.array([s.outcome for s in log], dtype=np.int64)
-        first_step = np.array([max(s.first_step, 0) for s in log], dtype=np.int64)
-        last_step = np.array([s.last_step for s in log], dtype=np.int64)
-        last_step = np.where(outcome == Outcome.UNFINISHED, self.batcher.step, last_step)
-        gaps = np.where(started, last_step - first_step, 0)
-        gap_us, offsets = _expand_gaps(step_end_us, first_token_us, first_step, gaps)
+        for sequence in log:
+            if sequence.outcome is Outcome.UNFINISHED:
+                sequence.last_step = self.core.step
+        gap_us, offsets = _expand_gaps(self.stretches.step_end_us(), log)
         return SimulatedRequests(
             requests=self.feed.head(len(log)),
             sent_us=_microseconds(np.array([s.sent_ms for s in log])),
-            first_token_us=np.where(started, first_token_us, -1),
+            first_token_us=np.where(first_token_ms >= 0, _microseconds(first_token_ms), -1),
             done_us=np.where(done_ms >= 0, _microseconds(done_ms), -1),
             outcome=outcome,
             gap_us=gap_us,
@@ -249,7 +268,7 @@ class _Run:
         )
 
 
-def _steps_until(action: Decode, wait_ms: float) -> int:
+def _steps_until(action: Action, wait_ms: float) -> int:
     """Return after how many steps the time `wait_ms` from now has been reached, at most `action.steps`."""
     if action.duration_ms(action.steps) <= wait_ms:
         return action.steps
@@ -267,18 +286,40 @@ def _steps_until(action: Decode, wait_ms: float) -> int:
     return steps
 
 
-def _expand_gaps(
-    step_end_us: Times, first_token_us: Times, first_step: Times, gaps: Times
-) -> tuple[Times, Times]:
-    """Return the gaps between the tokens of every request [sum of gaps] and where each request's begin."""
-    offsets = np.concatenate([[0], np.cumsum(gaps)]).astype(np.int64)
+def _expand_gaps(step_end_us: Times, log: list[Sequence]) -> tuple[Times, Times]:
+    """Return the gaps between the tokens of every request [sum of gaps] and where each request's begin.
+
+    A request's tokens come at the end of consecutive decode steps, but for the first of each time that it
+    ran, which ends a prefill.
+    """
     step_gap_us = np.diff(step_end_us, prepend=0)
-    # Sequences of a batch share its steps: a request's gaps are a slice, copied whole and not token by token.
-    parts = [step_gap_us[at : at + n] for at, n in zip(first_step.tolist(), gaps.tolist(), strict=True) if n]
-    gap_us = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+    # For each time that a request ran: its first token's time, the decode steps before and with its last.
+    rows = [(s.index, s.started_ms, s.first_step, s.last_step) for s in log if s.first_step >= 0]
+    again = [(s.index, *run) for s in log if s.earlier for run in s.earlier]
+    if again:
+        # Sorting is stable, and `again` has each request's runs in order: its last one stays behind them.
+        rows = sorted(again + rows, key=lambda row: row[0])
+    if not rows:
+        return np.empty(0, dtype=np.int64), np.zeros(len(log) + 1, dtype=np.int64)
+    index, started_ms, first_step, last_step = (np.array(column) for column in zip(*rows, strict=True))
+    started_us, gaps = _microseconds(started_ms), last_step - first_step
+    # Sequences of a batch share its steps: a run's gaps are a slice, copied whole and not token by token.
+    resumed = np.append(False, index[1:] == index[:-1])
+    counts = gaps + resumed
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    gap_us = np.empty(ends[-1], dtype=np.int64)
+    for at, step, n in zip((starts + resumed).tolist(), first_step.tolist(), gaps.tolist(), strict=True):
+        gap_us[at : at + n] = step_gap_us[step : step + n]
     several = gaps > 0
-    gap_us[offsets[:-1][several]] = step_end_us[first_step[several]] - first_token_us[several]
-    return gap_us, offsets
+    gap_us[(starts + resumed)[several]] = step_end_us[first_step[several]] - started_us[several]
+    if again:
+        last_token_us = started_us.copy()
+        last_token_us[several] = step_end_us[last_step[several] - 1]
+        gap_us[starts[resumed]] = (started_us - np.roll(last_token_us, 1))[resumed]
+    offsets = np.zeros(len(log) + 1, dtype=np.int64)
+    np.add.at(offsets, index + 1, counts)
+    return gap_us, np.cumsum(offsets)
 
 
 def _microseconds(ms: NDArray[np.float64]) -> Times:

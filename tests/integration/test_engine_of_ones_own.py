@@ -16,7 +16,7 @@ from llmpilot.config import Gpu, Model
 from llmpilot.engine.inference import InferenceEngine
 from llmpilot.engine.openai import OpenAIEngine
 from llmpilot.engine.server import Assignment, Command, ServerMetrics, StartedEngine
-from llmpilot.simulator import BatchingRule, StepTimes, VirtualService
+from llmpilot.simulator import BatchingRule, StepTimes, TgisService
 from llmpilot.sizing import MemoryPlan, plan_memory
 
 CELL = ("+gpu=a100", "+model=starcoder", "load.users=[1,4]", "load.duration_s=10", "load.warmup_s=1")
@@ -34,10 +34,10 @@ class Metronome(InferenceEngine):
     def memory(self, model: Model, gpu: Gpu) -> MemoryPlan:
         return plan_memory(model, gpu)
 
-    def service(self, model: Model, gpu: Gpu, max_batch_weight: int) -> VirtualService:
+    def service(self, model: Model, gpu: Gpu, max_batch_weight: int) -> TgisService:
         nothing = dict.fromkeys(StepTimes.__dataclass_fields__, 0)
         each = {"n_experts": 1, "decode_overhead_ms": self.step_ms, "prefill_overhead_ms": self.step_ms}
-        return VirtualService(
+        return TgisService(
             StepTimes(**(nothing | each)),
             BatchingRule(max_batch_weight=max_batch_weight),
             self.memory(model, gpu).kv_capacity_tokens,

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmpilot.simulator import BatchingRule, StepTimes
-from llmpilot.simulator.batching import Batcher, Decode, Prefill, Sequence
+from llmpilot.simulator.batching import Batcher, Decode, Prefill
+from llmpilot.simulator.scheduling import Sequence
 
 STEP_TIMES = StepTimes(
     dense_weights_ms=10.0,

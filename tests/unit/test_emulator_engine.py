@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmpilot.emulator import EmulatedService, Options, example_service, serve
-from llmpilot.emulator.leaving import LeavingBatcher
 from llmpilot.simulator import BatchingRule, simulate_open
-from llmpilot.simulator.batching import Decode, Sequence
+from llmpilot.simulator.scheduling import Sequence
+from llmpilot.simulator.tgis import TgisCore
 from llmpilot.workload import Requests, from_lengths
 
 STEP_TIMES = example_service().service.step_times
@@ -30,18 +30,17 @@ def test_leaving_frees_exactly_what_was_held(
     events: list[tuple[str, int, int]], padded: bool, waits: int
 ) -> None:
     rule = BatchingRule(max_batch_weight=150, max_waiting_steps=waits, padded=padded)
-    batcher = LeavingBatcher(rule, STEP_TIMES, 10_000)
+    batcher = TgisCore(rule, STEP_TIMES, 10_000)
     present: list[Sequence] = []
     now_ms = 0.0
 
     def step() -> bool:
         nonlocal now_ms
-        action = batcher.next_action(now_ms)
+        action = batcher.begin(now_ms)
         if action is None:
             return False
         now_ms += 1.0
-        done = batcher.finish_decode(1) if isinstance(action, Decode) else batcher.finish_prefill(action)
-        for sequence in done:
+        for sequence in batcher.finish(action, 1).done:
             present.remove(sequence)
         assert padded or batcher.kv_tokens <= rule.max_batch_weight
         return True
@@ -56,10 +55,7 @@ def test_leaving_frees_exactly_what_was_held(
                 step()
         elif present:
             sequence = present.pop(first % len(present))
-            if sequence in batcher.waiting:
-                batcher.leave_queue(sequence)
-            else:
-                batcher.leave_batch(sequence)
+            batcher.leave(sequence)
             if not padded:
                 members = [entry[2] for entry in batcher.running]
                 assert batcher.weight == sum(s.weight for s in members)

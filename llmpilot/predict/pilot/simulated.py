@@ -17,7 +17,7 @@ from llmpilot import catalog
 from llmpilot.config import Gpu, Model
 from llmpilot.predict.pilot.cells import Rows
 from llmpilot.predict.prediction import Floats
-from llmpilot.simulator import VirtualService, physics
+from llmpilot.simulator import TgisService, physics
 from llmpilot.simulator.calibration import shipped_calibrations
 from llmpilot.simulator.calibration_fit import Fit
 
@@ -53,14 +53,14 @@ class Network:
         return np.asarray((signal @ weights + bias) * self.output_scale + self.output_mean)
 
 
-def inputs_of(services: Sequence[VirtualService]) -> Floats:
+def inputs_of(services: Sequence[TgisService]) -> Floats:
     """Return what decides services' load tests, but for the load, [service, input]: logs of step times and of
     the cap, and whether it counts padding."""
     facts = np.array([_facts_of(service) for service in services])
     return np.column_stack([np.log(np.maximum(facts[:, :-1], LEAST_MS)), facts[:, -1]])
 
 
-def _facts_of(service: VirtualService) -> list[float]:
+def _facts_of(service: TgisService) -> list[float]:
     times, rule = service.step_times, service.rule
     kv_ms = times.kv_ms_per_token * MEAN_CONTEXT_TOKENS
     tokens = MEAN_INPUT_TOKENS

@@ -1,0 +1,5 @@
+"""The schedulers of today's engines, one rule a file. None knows a clock or how long anything takes."""
+
+from llmpilot.simulator.schedulers.vllm import VllmRule
+
+__all__ = ["VllmRule"]
