@@ -4,6 +4,7 @@ Knows nothing of GPUs, engines or of where the facts come from. Parameter counts
 large matrices, which steps read and multiply with; norms and biases are in `Model.parameters_b` only.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -15,6 +16,8 @@ NumberFormat = Literal["bf16", "fp8", "fp8_block", "nvfp4", "mxfp4", "int4", "in
 each 128 x 128 weights (DeepSeek's); `nvfp4`, `mxfp4`: 4-bit floats with a scale for each 16 or 32; `int4`:
 integers with a scale a group, multiplied as bf16; `int8`: weights and activations."""
 KvFormat = Literal["bf16", "fp8"]
+KV_BYTES: dict[str, float] = {"bf16": 2.0, "fp8": 1.0}
+"""Bytes of a number in the KV cache."""
 BYTES: dict[str, float] = {
     "bf16": 2.0,
     "fp8": 1.0,
@@ -38,7 +41,10 @@ class Formats(Facts):
 
 
 class Attention(Facts):
-    """Softmax attention with keys and values in a cache. `window`: positions a token sees; null: all."""
+    """Softmax attention with keys and values in a cache. `window`: positions a token sees; null: all.
+
+    With `top_k` a token attends to so many positions only, which an indexer finds (MiniMax-M3's blocks).
+    """
 
     kind: Literal["attention"] = "attention"
     n_heads: PositiveInt
@@ -49,16 +55,43 @@ class Attention(Facts):
     window: PositiveInt | None = None
     output_gate: bool = False
     """Whether a gate as wide as the queries is projected beside them (Qwen3-Next's)."""
+    tied_values: bool = False
+    """Whether values are projected with the keys' matrix (Gemma 4's global layers); both are cached."""
+    top_k: PositiveInt | None = None
+    index_heads: Count = 0
+    index_dim: Count = 0
 
     @property
     def kv_values_per_token(self) -> int:
-        """Numbers that one position keeps in the cache."""
-        return self.n_kv_heads * (self.head_dim + (self.value_dim or self.head_dim))
+        """Numbers that one position keeps in the cache, the indexer's key included."""
+        return self.n_kv_heads * (self.head_dim + (self.value_dim or self.head_dim)) + self.index_dim
+
+    @property
+    def kv_values_per_further_token(self) -> float:
+        """Numbers that one more token of a long context adds to the cache: none within a window."""
+        return 0.0 if self.window else self.kv_values_per_token
+
+    @property
+    def kv_shards(self) -> int:
+        """Over how many GPUs the cache can be split without keeping a part twice."""
+        return self.n_kv_heads
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes that a sequence keeps however long it is."""
+        return 0.0
+
+    def kv_values(self, context_tokens: float) -> float:
+        """Return the numbers that a sequence of so many tokens keeps in the cache."""
+        return self.kv_values_per_token * min(context_tokens, self.window or context_tokens)
 
     def parameters(self, d_model: int) -> int:
         """Return the parameters of the projections."""
-        queries, values = self.n_heads * self.head_dim, self.n_heads * (self.value_dim or self.head_dim)
-        return d_model * (queries * (2 if self.output_gate else 1) + self.kv_values_per_token + values)
+        value_dim = self.value_dim or self.head_dim
+        queries = self.n_heads * self.head_dim * (2 if self.output_gate else 1)
+        keys_values = self.n_kv_heads * (self.head_dim + (0 if self.tied_values else value_dim))
+        index = (self.index_heads + 1) * self.index_dim
+        return d_model * (queries + keys_values + self.n_heads * value_dim + index)
 
 
 class LatentAttention(Facts):
@@ -85,6 +118,25 @@ class LatentAttention(Facts):
         """Numbers that one position keeps in the cache, the indexer's keys included."""
         return self.kv_rank + self.rope_dim + self.index_dim
 
+    @property
+    def kv_values_per_further_token(self) -> float:
+        """Numbers that one more token of a long context adds to the cache."""
+        return self.kv_values_per_token
+
+    @property
+    def kv_shards(self) -> int:
+        """Over how many GPUs what a sequence keeps can be split without keeping a part twice."""
+        return 1  # one latent serves all heads
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes that a sequence keeps however long it is."""
+        return 0.0
+
+    def kv_values(self, context_tokens: float) -> float:
+        """Return the numbers that a sequence of so many tokens keeps in the cache."""
+        return self.kv_values_per_token * context_tokens
+
     def parameters(self, d_model: int) -> int:
         """Return the parameters of the projections."""
         queries = self.n_heads * (self.nope_dim + self.rope_dim)
@@ -100,6 +152,61 @@ class LatentAttention(Facts):
             + self.n_heads * self.value_dim * d_model
             + (index if self.index_heads else 0)
         )
+
+
+class CompressedAttention(Facts):
+    """DeepSeek-V4's attention: one key-value head over a window, and over earlier positions compressed.
+
+    `ratio` positions become one entry of the cache (0: nothing beyond the window is kept). With `top_k` a
+    token attends to so many entries, which an indexer of `index_heads` x `index_dim` finds, else to all.
+    An entry serves as key and as value. Queries and outputs are of low rank, outputs in groups of heads.
+    """
+
+    kind: Literal["compressed"] = "compressed"
+    n_heads: PositiveInt
+    head_dim: PositiveInt
+    query_rank: PositiveInt
+    output_rank: PositiveInt
+    output_groups: PositiveInt
+    window: PositiveInt
+    ratio: Count = 0
+    top_k: PositiveInt | None = None
+    index_heads: Count = 0
+    index_dim: Count = 0
+
+    @property
+    def kv_values_per_further_token(self) -> float:
+        """Numbers that one more token of a long context adds to the cache."""
+        return (self.head_dim + self.index_dim) / self.ratio if self.ratio else 0.0
+
+    @property
+    def kv_shards(self) -> int:
+        """Over how many GPUs what a sequence keeps can be split without keeping a part twice."""
+        return 1  # one head serves all
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes that a sequence keeps however long it is."""
+        return 0.0
+
+    def kv_values(self, context_tokens: float) -> float:
+        """Return the numbers that a sequence of so many tokens keeps in the cache."""
+        within = self.head_dim * min(context_tokens, self.window)
+        return within + self.kv_values_per_further_token * context_tokens
+
+    def parameters(self, d_model: int) -> int:
+        """Return the parameters of the projections, of the compressor and of the indexer."""
+        heads = self.n_heads * self.head_dim
+        projections = (
+            self.query_rank * (d_model + heads)
+            + d_model * self.head_dim
+            + heads * self.output_rank
+            + self.output_groups * self.output_rank * d_model
+        )
+        # Values and their weights in the sum; short blocks overlap and have two of each.
+        compressor = 2 * d_model * (2 if self.ratio == 4 else 1) if self.ratio else 0
+        index = self.index_heads * (self.query_rank * self.index_dim + d_model)
+        return projections + compressor * (self.head_dim + self.index_dim) + index
 
 
 class LinearAttention(Facts):
@@ -119,6 +226,25 @@ class LinearAttention(Facts):
     """Numbers that one sequence keeps, those of short convolutions included."""
     state_bytes_per_value: PositiveFloat = 4.0
 
+    @property
+    def kv_values_per_further_token(self) -> float:
+        """Numbers that one more token of a long context adds to the cache."""
+        return 0.0
+
+    @property
+    def kv_shards(self) -> int:
+        """Over how many GPUs what a sequence keeps can be split without keeping a part twice."""
+        return self.n_heads
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes that a sequence keeps however long it is."""
+        return self.state_values * self.state_bytes_per_value
+
+    def kv_values(self, context_tokens: float) -> float:
+        """Return the numbers that a sequence of so many tokens keeps in the cache."""
+        return 0.0
+
     def parameters(self, d_model: int) -> int:
         """Return the parameters of the projections."""
         gate = self.value_dim if self.output_gate else 0
@@ -136,6 +262,25 @@ class StateSpace(Facts):
     state_values: PositiveInt
     """Numbers that one sequence keeps, those of the short convolution included."""
     state_bytes_per_value: PositiveFloat = 4.0
+
+    @property
+    def kv_values_per_further_token(self) -> float:
+        """Numbers that one more token of a long context adds to the cache."""
+        return 0.0
+
+    @property
+    def kv_shards(self) -> int:
+        """Over how many GPUs what a sequence keeps can be split without keeping a part twice."""
+        return self.n_heads
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes that a sequence keeps however long it is."""
+        return self.state_values * self.state_bytes_per_value
+
+    def kv_values(self, context_tokens: float) -> float:
+        """Return the numbers that a sequence of so many tokens keeps in the cache."""
+        return 0.0
 
     def parameters(self, d_model: int) -> int:
         """Return the parameters of the projections."""
@@ -182,7 +327,10 @@ class Experts(Facts):
         return self.n_experts * self.one_expert_parameters(d_model) + self.shared_parameters(d_model)
 
 
-Mixer = Annotated[Attention | LatentAttention | LinearAttention | StateSpace, Field(discriminator="kind")]
+Mixer = Annotated[
+    Attention | LatentAttention | CompressedAttention | LinearAttention | StateSpace,
+    Field(discriminator="kind"),
+]
 FeedForward = Annotated[Mlp | Experts, Field(discriminator="kind")]
 
 
@@ -192,3 +340,44 @@ class LayerKind(Facts):
     count: PositiveInt
     mixers: tuple[Mixer, ...] = ()
     feed_forward: FeedForward | None = None
+
+
+Parts = tuple[int, tuple[Mixer, ...], FeedForward | None]
+"""How many layers, their mixers and what follows them."""
+
+
+def parameters_by_group(layers: Iterable[Parts], d_model: int) -> dict[str, int]:
+    """Return the parameters of the matrices of layers, by the group of Formats that they belong to."""
+    found = {"attention": 0, "mlp": 0, "experts": 0}
+    for count, mixers, following in layers:
+        found["attention"] += count * sum(mixer.parameters(d_model) for mixer in mixers)
+        if isinstance(following, Experts):
+            found["experts"] += count * following.n_experts * following.one_expert_parameters(d_model)
+            found["mlp"] += count * following.shared_parameters(d_model)
+        elif following is not None:
+            found["mlp"] += count * following.parameters(d_model)
+    return {group: size for group, size in found.items() if size}
+
+
+def conventional_formats(precision: str, layers: Iterable[Parts], fp8: NumberFormat = "fp8") -> Formats:
+    """Return what is quantized in a checkpoint that says a precision and no more; the output head never is.
+
+    fp8 and int4: all matrices of layers. mxfp4: where there are experts, only those (gpt-oss). nvfp4: where
+    there are experts, those and MLPs, as NVIDIA does; of hybrids with state-space layers the routed experts,
+    the rest in fp8 (Nemotron 3). Dense models are quantized as a whole. `fp8`: how its scales are kept.
+    """
+    layers = list(layers)
+    sparse = any(isinstance(following, Experts) for _, _, following in layers)
+    hybrid = any(isinstance(mixer, StateSpace) for _, mixers, _ in layers for mixer in mixers)
+    if precision == "bf16":
+        return Formats()
+    if precision == "fp8":
+        return Formats(attention=fp8, mlp=fp8, experts=fp8 if sparse else "bf16")
+    if precision == "int4":
+        return Formats(attention="int4", mlp="int4", experts="int4" if sparse else "bf16")
+    four: NumberFormat = "nvfp4" if precision == "nvfp4" else "mxfp4"
+    if not sparse:
+        return Formats(attention=four, mlp=four)
+    if four == "mxfp4":
+        return Formats(experts=four)
+    return Formats(attention="fp8", mlp="fp8", experts=four) if hybrid else Formats(mlp=four, experts=four)

@@ -56,6 +56,33 @@ def models(names: Sequence[str] | None = None) -> dict[str, Model]:
     return {name: parse(Model, _load("model", name), "model") for name in _chosen("model", names)}
 
 
+def models_in_folder(path: str | Path) -> tuple[dict[str, Model], dict[str, ConfigError]]:
+    """Return Hugging Face id -> model for a folder of config.json files, and id -> why for those refused.
+
+    A file is called `org--name.json`, or lies as `config.json` in a folder of that name.
+
+    Raises:
+        ConfigError: there is no such folder, or none of these files is in it.
+    """
+    folder = Path(path).expanduser()
+    files = [file for file in sorted(folder.glob("*.json")) if "--" in file.stem]
+    files += [file.parent for file in sorted(folder.glob("*--*/config.json"))]
+    if not files:
+        wrong = "has no files called org--name.json" if folder.is_dir() else "is no folder"
+        raise ConfigError(
+            f"{folder} {wrong}", cure="give a folder of config.json files, each as Qwen--Qwen3-32B.json"
+        )
+    found: dict[str, Model] = {}
+    refused: dict[str, ConfigError] = {}
+    for file in files:
+        hf_id = (file.stem if file.suffix == ".json" else file.name).replace("--", "/", 1)
+        try:
+            found[hf_id] = model_from_hf_config(file).model_copy(update={"hf_id": hf_id})
+        except ConfigError as error:
+            refused[hf_id] = error
+    return found, refused
+
+
 def build_gpu(node: DictConfig | dict[str, Any]) -> Gpu:
     """Return the GPU profile that the composed `gpu` node describes.
 

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from llmpilot.architecture import Attention, Experts, Formats, KvFormat, LayerKind, Mlp
+from llmpilot.architecture import KV_BYTES, Attention, Experts, Formats, KvFormat, LayerKind, Mixer, Mlp
 from llmpilot.errors import ConfigError, did_you_mean
 from llmpilot.schema import Facts, NonNegative, Rate, Share
 
@@ -104,6 +104,8 @@ class Model(Facts):
     """Kinds of layers; empty: all alike, as the figures above describe them (`layer_kinds`)."""
     formats: Formats = Formats()
     kv_format: KvFormat = "bf16"
+    fp8_format: Literal["fp8", "fp8_block"] = "fp8"
+    """How the model is quantized to fp8 where that is asked for: its makers differ in the scales."""
     flash_attention: bool = True
     source: str = ""
 
@@ -114,7 +116,11 @@ class Model(Facts):
         if self.experts_per_token > self.n_experts:
             raise ValueError("experts_per_token is larger than n_experts")
         if self.layers and sum(kind.count for kind in self.layers) != self.n_layers:
-            raise ValueError(f"layers describe other than n_layers={self.n_layers} layers")
+            described = sum(kind.count for kind in self.layers)
+            raise ValueError(
+                f"model.layers describes {described} layers, and model.n_layers={self.n_layers}: "
+                "change both, or give 'model.layers=[]' for layers that are all alike"
+            )
         return self
 
     @property
@@ -143,10 +149,44 @@ class Model(Facts):
     def kv_shards(self) -> int:
         """Over how many GPUs tensor parallelism can split the KV cache without keeping a part twice.
 
-        A latent cache (DeepSeek's MLA), known by being smaller than its heads would need, cannot be split.
+        A latent cache (DeepSeek's MLA) serves all heads and cannot be split; without a list of layers
+        it is known by being smaller than its heads would need.
         """
+        growing = [mixer.kv_shards for _, mixer in self._mixers if mixer.kv_values_per_further_token]
+        if growing:
+            return min(growing)
         per_head = 2 * self.n_layers * self.head_dim * 2.0
         return 1 if self.kv_bytes_per_token < 0.4 * per_head * self.n_kv_heads else self.n_kv_heads
+
+    @property
+    def _mixers(self) -> list[tuple[int, Mixer]]:
+        """In how many layers there is which mixer."""
+        return [(kind.count, mixer) for kind in self.layers for mixer in kind.mixers]
+
+    @property
+    def state_bytes(self) -> float:
+        """Bytes that a sequence keeps however long it is: the states of linear and state-space layers."""
+        return sum(count * mixer.state_bytes for count, mixer in self._mixers)
+
+    def sequence_bytes(
+        self, context_tokens: float, kv_format: KvFormat | None = None, *, gpus: int = 1
+    ) -> float:
+        """Return the bytes that a sequence of so many tokens keeps, summed over the GPUs of the profile.
+
+        Windows keep no more than they see, states count once. Tensor parallelism splits a cache by its heads:
+        with fewer heads than `gpus` (multi-query, latent attention) each is kept more than once.
+        `kv_format`: of the cache; null: the model's own.
+        """
+        size = KV_BYTES[kv_format or self.kv_format]
+        if not self.layers:
+            copies = max(1.0, gpus / self.kv_shards)
+            return self.kv_bytes_per_token * size / 2 * context_tokens * copies
+        return sum(
+            count
+            * (mixer.kv_values(context_tokens) * size + mixer.state_bytes)
+            * max(1.0, gpus / mixer.kv_shards)
+            for count, mixer in self._mixers
+        )
 
     @property
     def weight_bytes(self) -> float:

@@ -14,10 +14,17 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_decoder_layers", "num_layers"),
     "num_attention_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
     "num_key_value_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads"),
-    "head_dim": ("head_dim", "d_kv"),
+    "head_dim": ("head_dim", "d_kv", "attention_head_dim"),
     "intermediate_size": ("intermediate_size", "n_inner", "d_ff", "ffn_dim", "ffn_hidden_size"),
     "max_position_embeddings": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
     "num_experts": ("num_local_experts", "num_experts", "n_routed_experts"),
+    "num_experts_per_tok": ("num_experts_per_tok", "num_experts_per_token", "top_k_experts"),
+    "n_shared_experts": ("n_shared_experts", "num_shared_experts"),
+    "mamba_num_heads": ("mamba_num_heads", "mamba_n_heads"),
+    "mamba_head_dim": ("mamba_head_dim", "mamba_d_head"),
+    "mamba_n_groups": ("mamba_n_groups", "n_groups"),
+    "mamba_d_state": ("mamba_d_state", "ssm_state_size"),
+    "mamba_d_conv": ("mamba_d_conv", "conv_kernel"),
     "dtype": ("torch_dtype", "dtype"),
 }
 
@@ -42,18 +49,22 @@ def read_file(file: Path) -> dict[str, Any]:
 
 
 def names_of(file: Path, raw: dict[str, Any]) -> dict[str, str]:
-    """Return the model's name and hub id, as the file or its place tells them."""
+    """Return the model's name and hub id, as the file (`org--name.json`, `name/config.json`) tells them."""
     stem = file.resolve().parent.name if file.name == "config.json" else file.stem
     name = stem or "model"
     hub = raw.get("_name_or_path")
     on_hub = isinstance(hub, str) and hub.count("/") == 1 and all(hub.split("/")) and hub[0] not in "./~"
+    organization, between, model = name.partition("--")
+    if file.name != "config.json" and organization and between and model:
+        return {"name": model, "hf_id": f"{organization}/{model}"}
     return {"name": name, "hf_id": str(hub) if on_hub else name}
 
 
 def language_part(raw: dict[str, Any]) -> dict[str, Any]:
     """Return the keys that describe the text decoder, nulls dropped; nested ones win over outer ones."""
-    nested = raw.get("text_config")
-    inner = nested if isinstance(nested, dict) and "hidden_size" not in raw else {}
+    parts_of_text = (raw.get(key) for key in ("text_config", "llm_config"))
+    nested = next((part for part in parts_of_text if isinstance(part, dict)), None)
+    inner = nested if nested is not None and "hidden_size" not in raw else {}
     attention = raw.get("attn_config")
     hoisted = attention if isinstance(attention, dict) else {}  # MPT keeps its KV heads there
     parts = [hoisted, raw, inner]
@@ -105,4 +116,16 @@ def read_word(config: Mapping[str, Any], key: str, default: str) -> str:
     return value
 
 
-# --- the facts -------------------------------------------------------------------------------------------
+def read_list(config: Mapping[str, Any], key: str, length: int) -> list[Any]:
+    """Return the first `length` entries of a list that has one for each layer; else raise ConfigError.
+
+    A list may be longer: some go on over the layers that only speculate.
+    """
+    value = config.get(key)
+    if not isinstance(value, list) or len(value) < length:
+        raise ConfigError(
+            f"{key} is not possible",
+            given=repr(value)[:80],
+            cure=f"a list with an entry for each of {length} layers",
+        )
+    return value[:length]

@@ -23,9 +23,20 @@ def _configs(folder: str) -> dict[str, dict[str, Any]]:
 # Of the catalogue's models: configs, and parameters and active parameters [1e9].
 CONFIGS = _configs("catalogue")
 PUBLISHED = {name: float(row["total_1e9"]) for name, row in _PARAMETERS.items() if name in CONFIGS}
-PUBLISHED_ACTIVE = {name: float(row["active_1e9"]) for name, row in _PARAMETERS.items() if row["active_1e9"]}
+PUBLISHED_ACTIVE = {
+    name: float(row["active_1e9"])
+    for name, row in _PARAMETERS.items()
+    if name in CONFIGS and row["active_1e9"]
+}
 # Models that the catalogue does not hold: config and public total [1e9].
 OTHERS = {
     name: (config, float(_PARAMETERS[name]["total_1e9"])) for name, config in _configs("others").items()
+}
+# LLMs of today, by org--name: those of parameters.csv have their makers' totals, vision towers and all.
+MODERN = _configs("modern")
+PUBLISHED_MODERN = {
+    name: (float(row["total_1e9"]), float(row["active_1e9"] or row["total_1e9"]))
+    for name, row in _PARAMETERS.items()
+    if name in MODERN
 }
 TINY_LLAMA = OTHERS["tinyllama-1.1b"][0]

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hf_configs import CONFIGS
+from hf_configs import CONFIGS, MODERN
 from hydra import compose, initialize_config_dir
 
 from llmpilot import catalog
@@ -126,7 +126,10 @@ def test_model_is_plausible(option: str) -> None:
     assert model.name == option
     assert model.hf_id.count("/") == 1
     assert model.source
-    if not model.architecture.startswith("deepseek"):  # those cache a latent, not keys and values
+    longer, long = (model.sequence_bytes(tokens, "bf16") for tokens in (2_000_001, 2_000_000))
+    assert longer - long == pytest.approx(model.kv_bytes_per_token)
+    alike = all(mixer.kind == "attention" and not mixer.window for _, mixer in model._mixers)
+    if alike and len(model.layers) <= 1:
         assert model.kv_bytes_per_token == 4 * model.n_layers * model.n_kv_heads * model.head_dim
     assert model.n_heads % model.n_kv_heads == 0
     assert (model.active_parameters_b < model.parameters_b) == (model.n_experts > 1)
@@ -205,3 +208,20 @@ def test_folder_is_the_packed_one_when_installed(tmp_path: Path, monkeypatch: py
     assert catalog.conf_dir() == package / "conf"
     (package / "conf").rmdir()
     assert catalog.conf_dir() == tmp_path / "conf"
+
+
+def test_a_folder_of_configs_is_read_and_what_is_not_understood_is_said(tmp_path: Path) -> None:
+    for name in ("Qwen--Qwen3-32B", "nvidia--Nemotron-H-8B-Base-8K"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(MODERN[name]))
+    nested = tmp_path / "org--odd"
+    nested.mkdir()
+    (nested / "config.json").write_text('{"model_type": "odd"}')
+    found, refused = catalog.models_in_folder(tmp_path)
+    assert set(found) == {"Qwen/Qwen3-32B", "nvidia/Nemotron-H-8B-Base-8K"}
+    assert all(model.hf_id == hf_id for hf_id, model in found.items())
+    assert list(refused) == ["org/odd"]
+    assert "'odd' are not understood" in str(refused["org/odd"])
+    with pytest.raises(ConfigError, match=r"no files called org--name\.json"):
+        catalog.models_in_folder(nested)
+    with pytest.raises(ConfigError, match="is no folder"):
+        catalog.models_in_folder(tmp_path / "absent")

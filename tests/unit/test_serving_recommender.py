@@ -202,7 +202,7 @@ def test_a_question_that_failed_is_asked_anew(bundle: Bundle, monkeypatch: pytes
         (QUESTION | {"users": 10**400}, "column users is not possible"),
         (QUESTION | {"gpus": []}, "column gpus names no GPU type"),
         (QUESTION | {"model_facts": "[]"}, "column model_facts is no JSON object"),
-        ({"model_facts": json.dumps(FACTS | {"layers": 3}), "users": 5}, "model_facts.layers is not a key"),
+        ({"model_facts": json.dumps(FACTS | {"depth": 3}), "users": 5}, "model_facts.depth is not a key"),
         ({"parameters_b": 7, "users": 5}, "column n_layers is missing"),
         (FACTS | {"n_heads": "many", "users": 5}, "column n_heads is not possible"),
         (FACTS | {"active_parameters_b": 9, "users": 5}, "active_parameters_b is larger"),
