@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from llmpilot.architecture import (
     Attention,
+    CompressedAttention,
     LatentAttention,
     LayerKind,
     LinearAttention,
@@ -103,7 +104,8 @@ class StepModel:
         for kind in self.model.layer_kinds:
             for mixer in kind.mixers:
                 if isinstance(mixer, Attention):
-                    reach = np.minimum(context, decodes * mixer.window) if mixer.window else context
+                    limit = mixer.window or mixer.top_k
+                    reach = np.minimum(context, decodes * limit) if limit else context
                     heads, kv_heads = _sharded_heads(mixer, tensor)
                     dim, value = mixer.head_dim, mixer.value_dim
                     ms = ops.decode_attention_ms(kv, decodes, reach, heads, kv_heads, dim, value)
@@ -114,6 +116,15 @@ class StepModel:
                     if mixer.index_heads:
                         heads, dim = mixer.index_heads, mixer.index_dim
                         ms = ms + ops.decode_attention_ms("fp8", decodes, context, heads, 1, dim, 1)
+                elif isinstance(mixer, CompressedAttention):
+                    reach = _compressed(mixer, context, decodes)
+                    heads = max(1, mixer.n_heads // tensor)
+                    ms = ops.latent_decode_ms(kv, decodes, reach, heads, mixer.head_dim, 0)
+                    if mixer.index_heads:
+                        entries, heads = context / mixer.ratio, mixer.index_heads
+                        ms = ms + ops.decode_attention_ms(
+                            "fp8", decodes, entries, heads, 1, mixer.index_dim, 1
+                        )
                 else:
                     continue
                 total = total + kind.count * ms
@@ -131,7 +142,8 @@ class StepModel:
         for kind in self.model.layer_kinds:
             for mixer in kind.mixers:
                 if isinstance(mixer, Attention):
-                    seen = np.minimum(pairs, tokens * mixer.window) if mixer.window else pairs
+                    limit = mixer.window or mixer.top_k
+                    seen = np.minimum(pairs, tokens * limit) if limit else pairs
                     heads, kv_heads = _sharded_heads(mixer, tensor)
                     dim, value = mixer.head_dim, mixer.value_dim
                     ms = ops.prefill_attention_ms(kv, chunks, tokens, seen, heads, kv_heads, dim, value)
@@ -143,6 +155,13 @@ class StepModel:
                     if mixer.index_heads:
                         heads, dim = mixer.index_heads, mixer.index_dim
                         ms = ms + ops.prefill_attention_ms("fp8", chunks, tokens, pairs, heads, 1, dim, 1)
+                elif isinstance(mixer, CompressedAttention):
+                    seen = _compressed(mixer, pairs, tokens)
+                    heads = max(1, mixer.n_heads // tensor)
+                    ms = ops.prefill_attention_ms(kv, chunks, tokens, seen, heads, 1, mixer.head_dim)
+                    if mixer.index_heads:
+                        entries, heads, dim = pairs / mixer.ratio, mixer.index_heads, mixer.index_dim
+                        ms = ms + ops.prefill_attention_ms("fp8", chunks, tokens, entries, heads, 1, dim, 1)
                 else:
                     continue
                 total = total + kind.count * ms
@@ -156,7 +175,8 @@ class StepModel:
         if isinstance(mixer, Attention):
             heads, kv_heads = _sharded_heads(mixer, tensor)
             dim, value = mixer.head_dim, mixer.value_dim or mixer.head_dim
-            inner = heads * dim * (2 if mixer.output_gate else 1) + kv_heads * (dim + value)
+            keys_values = kv_heads * (dim if mixer.tied_values else dim + value)
+            inner = heads * dim * (2 if mixer.output_gate else 1) + keys_values
             gemms = ops.gemm_ms(form, tokens, inner, d) + ops.gemm_ms(form, tokens, d, heads * value)
         elif isinstance(mixer, LatentAttention):
             heads = max(1, mixer.n_heads // tensor)
@@ -168,6 +188,14 @@ class StepModel:
             # Queries are brought into the latent space, and values out of it, by matrices kept in bf16.
             gemms = gemms + ops.gemm_ms("bf16", tokens, heads * mixer.nope_dim, mixer.kv_rank)
             gemms = gemms + ops.gemm_ms("bf16", tokens, heads * mixer.value_dim, mixer.kv_rank)
+            found["latent_layer"] = LATENT_LAYER_MS
+        elif isinstance(mixer, CompressedAttention):
+            heads, rank = max(1, mixer.n_heads // tensor), mixer.output_rank * mixer.output_groups
+            gemms = ops.gemm_ms(form, tokens, mixer.query_rank + mixer.head_dim, d)
+            gemms = gemms + ops.gemm_ms(form, tokens, heads * mixer.head_dim, mixer.query_rank)
+            # A group's heads are brought to its own low rank: as many weights as one matrix of that rank.
+            gemms = gemms + ops.gemm_ms(form, tokens, mixer.output_rank, heads * mixer.head_dim)
+            gemms = gemms + ops.gemm_ms(form, tokens, d, rank / tensor)
             found["latent_layer"] = LATENT_LAYER_MS
         else:
             if isinstance(mixer, LinearAttention):
@@ -266,6 +294,14 @@ def _array(value: Any) -> Any:
 def _per(total: Any, share: Any) -> Any:
     """Return what a step has that has any, where only the share of all steps has."""
     return total / np.where(share > 0, share, 1.0)
+
+
+def _compressed(mixer: CompressedAttention, seen: Any, tokens: Any) -> Any:
+    """Return what `tokens` attend to of the `seen` positions: a window, and entries of the rest."""
+    entries = seen / mixer.ratio if mixer.ratio else 0.0
+    if mixer.top_k:
+        entries = np.minimum(entries, tokens * mixer.top_k)
+    return np.minimum(seen, tokens * mixer.window) + entries
 
 
 def _sharded_heads(mixer: Attention, tensor_parallel: int) -> tuple[int, int]:
