@@ -3,7 +3,7 @@
 Reasons only: what is in doubt stays in the table, and whoever uses it decides.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,6 +17,8 @@ CELL = (
     *("gpu", "n_gpus", "tp", "pp", "dp", "ep", "engine", "precision", "input_tokens", "output_tokens"),
     *("length_kind", "load_kind", "concurrency", "request_rate", "disaggregated", "attention_dp"),
 )
+MEASURED = ("source", "gpu", "engine", "input_tokens", "output_tokens", "concurrency", "request_rate")
+"""What the two rows of one measurement agree on, whatever else one of them leaves out."""
 MARKS = {"(model-based)": MODEL_BASED, "(judged)": JUDGED}
 
 
@@ -24,7 +26,7 @@ def with_doubts(measurements: Measurements, reasons: Mapping[str, str] | None = 
     """Return the same rows with their `in_doubt` completed.
 
     By `reasons` (source_row -> reasons, `(model-based)` and `(judged)` behind those that are), and by two
-    rules of what rows say of each other: of rows with the same figures of the same cell, all but the first
+    rules of what rows say of each other: of rows with the same figures at the same load, all but the first
     are duplicates; and a row whose TPOT is over TWINS_DIFFER times smaller than another's of the same cell,
     with another version of the engine, probably decodes speculatively.
     """
@@ -49,10 +51,10 @@ def _marked(reason: str) -> str:
     return reason
 
 
-def _cells(measurements: Measurements) -> list[tuple[str, ...]]:
-    """Return what each row measured, but for the engine's version; what is unknown equals what is unknown."""
+def _keys(measurements: Measurements, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return each row's LLM and values of the columns; what is unknown equals what is unknown."""
     table = measurements.table
-    keys = table[["source", *CELL]].assign(llm=table["model"].replace(SAME_LLM))
+    keys = table[list(columns)].assign(llm=table["model"].replace(SAME_LLM))
     return [tuple(map(str, row)) for row in keys.itertuples(index=False)]
 
 
@@ -65,13 +67,13 @@ def _name(measurements: Measurements, row: int) -> str:
 
 
 def _duplicates(measurements: Measurements) -> dict[int, str]:
-    """Return row -> reason of every row whose TTFT and TPOT another row of the same cell and source has."""
+    """Return row -> reason of every row whose TTFT and TPOT another row of its source and load has."""
     table = measurements.table
     ttft_ms, tpot_ms = measurements.figure("ttft_ms"), measurements.figure("tpot_ms")
     known = np.flatnonzero(ttft_ms.notna() & tpot_ms.notna()).tolist()
     # The first is kept, but before it one whose LLM is not another's alias.
     order = sorted(known, key=lambda row: (table["model"][row] in SAME_LLM, row))
-    cells = _cells(measurements)
+    cells = _keys(measurements, MEASURED)
     firsts: dict[tuple[object, ...], int] = {}
     found = {}
     for row in order:
@@ -87,7 +89,7 @@ def _faster_twins(measurements: Measurements) -> dict[int, str]:
     versions = measurements.table["engine_version"]
     comparable = np.isfinite(tpot_ms) & versions.notna() & measurements.table["disaggregated"].ne(True)
     cells: dict[tuple[str, ...], list[int]] = {}
-    for row, cell in enumerate(_cells(measurements)):
+    for row, cell in enumerate(_keys(measurements, ("source", *CELL))):
         if comparable[row]:
             cells.setdefault(cell, []).append(row)
     found = {}

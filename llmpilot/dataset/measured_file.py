@@ -1,5 +1,6 @@
 """Tables of measurements as files: Parquet or CSV, ours or anyone's, and what ships with LLM-Pilot."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -206,9 +207,30 @@ def _in_our_words(row: dict[str, Any]) -> dict[str, Any]:
     row["load_kind"] = _load_kind(row)
     if row["load_kind"] == AT_ONCE and row.get("request_rate") == np.inf:
         row["request_rate"] = None
-    sharded = [row.get(name) for name in ("tp", "pp", "dp")]
-    if row.get("n_gpus") is None and sharded[0] is not None and row.get("disaggregated") is not True:
-        row["n_gpus"] = np.prod([float(one) for one in sharded if one is not None])
+    if (date := row.get("date")) and re.fullmatch(r"\d{8}", date):
+        row["date"] = f"{date[:4]}-{date[4:6]}-{date[6:]}"
+    return row if row.get("disaggregated") is True else _sharded(row)
+
+
+def _sharded(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of one service with n_gpus = tp x pp x dp, as far as that follows.
+
+    SGLang's own tensor parallelism counts the GPUs of all replicas of the attention, which is data parallel
+    only with more than one of them. A service that shares its experts among more GPUs than the tp x pp of a
+    replica has as many replicas as that leaves.
+    """
+    n, tp, pp, dp = (row.get(name) for name in ("n_gpus", "tp", "pp", "dp"))
+    if n is None and tp is not None:
+        row["n_gpus"] = n = tp * (pp or 1) * (dp or 1)
+    if n is None:
+        return row
+    experts = (row.get("ep") or 1) * (row.get("moe_tp") or 1)
+    if row.get("attention_dp") and dp == 1:
+        row["attention_dp"] = False
+    elif row.get("attention_dp") and dp is not None and (tp is None or tp * (pp or 1) * dp > n):
+        row["tp"] = max(1.0, n // ((pp or 1) * dp))
+    elif dp is None and tp is not None and tp * (pp or 1) < n == experts and n % (tp * (pp or 1)) == 0:
+        row["dp"], row["attention_dp"] = n // (tp * (pp or 1)), True
     return row
 
 

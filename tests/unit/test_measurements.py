@@ -168,6 +168,22 @@ def test_what_columns_do_not_say_follows_from_those_that_do() -> None:
     assert found["n_gpus"].tolist() == [4, 4, 4]
 
 
+def test_gpus_are_tensor_times_pipeline_times_data_parallel() -> None:
+    found = measurements_of(
+        table(
+            {"tp": 8, "dp": 8, "n_gpus": 8, "notes": "cmd=x --tp-size 8 --dp-size 8 --enable-dp-attention"},
+            {"tp": 8, "dp": 1, "n_gpus": 8, "notes": "cmd=x --tp-size 8 --enable-dp-attention"},
+            {"tp": None, "dp": 4, "n_gpus": 4, "flag": "attention_dp;"},
+            {"tp": 2, "n_gpus": 4, "ep": 1, "moe_tp": 4},
+            {"tp": 2, "n_gpus": 4},
+        )
+    ).table
+    assert found["tp"].tolist() == [1, 8, 1, 2, 2]
+    assert found["dp"].tolist()[:4] == [8, 1, 4, 2]
+    assert np.isnan(found["dp"][4])
+    assert found["attention_dp"].tolist() == [True, False, True, True, None]
+
+
 def test_words_and_numbers_of_odd_files_are_read() -> None:
     odd = pd.DataFrame(
         {
