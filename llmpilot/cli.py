@@ -42,7 +42,7 @@ READ = (
     *("dataset", "prices", "raw", "data", "trace.path", "load.trace.path", "workload.model", "model.config"),
     *("engine.calibration", "engine.binary", "engine.model_path"),
 )
-WRITTEN = ("output", "refresh", "samples_file", "predictions_file", "manifest", "send_log")
+WRITTEN = ("output", "refresh", "samples_file", "predictions_file", "manifest", "send_log", "script")
 """Keys of files, of whatever task has them. An option's name among them (published, auto) does no harm."""
 
 

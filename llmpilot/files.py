@@ -38,8 +38,8 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
-def require_writable(path: str | Path) -> None:
-    """Check before the work that its result can be written.
+def require_writable(path: str | Path, key: str = "result_file") -> None:
+    """Check before the work that its result can be written; `key` is what names the place.
 
     Raises:
         ConfigError: `path` is a folder, or lies where nothing can be written.
@@ -52,7 +52,7 @@ def require_writable(path: str | Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise _not_writable(path, error) from None
+        raise _not_writable(path, error, key) from None
 
 
 def require_apart(kept: Mapping[str, str | Path], written: Mapping[str, str | Path]) -> None:
@@ -78,8 +78,8 @@ def _resolved(path: str | Path) -> str:
     return os.path.realpath(os.path.expanduser(path))  # noqa: PTH111
 
 
-def write_result(path: str | Path, result: Any) -> None:
-    """Write a task's result where the user asked for it.
+def write_result(path: str | Path, result: Any, key: str = "result_file") -> None:
+    """Write a task's result where the user asked for it, by `key`.
 
     Raises:
         ConfigError: the place cannot be written.
@@ -87,13 +87,11 @@ def write_result(path: str | Path, result: Any) -> None:
     try:
         write_text(Path(path), to_json(result))
     except OSError as error:
-        raise _not_writable(path, error) from None
+        raise _not_writable(path, error, key) from None
 
 
-def _not_writable(path: str | Path, error: OSError) -> ConfigError:
-    return ConfigError(
-        f"result_file cannot be written: {error.strerror}", given=path, cure="name a writable path"
-    )
+def _not_writable(path: str | Path, error: OSError, key: str) -> ConfigError:
+    return ConfigError(f"{key} cannot be written: {error.strerror}", given=path, cure="name a writable path")
 
 
 def _umask() -> int:

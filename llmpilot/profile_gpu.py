@@ -34,17 +34,19 @@ from typing import Any, NamedTuple
 STARTED = time.monotonic()
 SCHEMA = "llmpilot.gpu_profile"
 VERSION = 1
+BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "nvfp4": 0.5625}
 FORMATS = {"gemm": ("bf16", "fp8", "fp8_block", "nvfp4"), "experts": ("bf16", "fp8")}
 """Formats to try; attention, copies and communication are in bf16 alone."""
 LIMITS = (
     "bf16 stands for 16 bits: on GPUs without bf16 units float16 is measured.",
     "time_us is the median over `repeats` of the mean over `calls` back to back. Each call has other weights "
-    "or another KV cache, so that these come from memory and not from the L2 cache. timed=graph: the calls are "
-    "one CUDA graph; timed=eager: launched one by one, launch overhead included.",
+    "or another KV cache, so that these come from memory and not from the L2 cache. timed=graph: the calls "
+    "are one CUDA graph; timed=eager: launched one by one, launch overhead included.",
+    "tflops and gb_s: the operations and bytes that the shape needs at least, over time_us.",
     "kernel: the fastest of those tried; the times of the others are in `others`.",
     "gemm in fp8, fp8_block and nvfp4: the multiplication alone, activations are quantized beforehand.",
     "decode_attention: one query a sequence over a contiguous KV cache, all sequences of the same length. "
-    "The cache is not paged. Queries that share a KV head are packed, and flash attention may split the cache.",
+    "The cache is not paged. Queries that share a KV head are packed; flash attention may split the cache.",
     "prefill_attention: causal, chunks of the same length, `context` positions cached before each.",
     "experts: gather, two grouped GEMMs with a gated activation between them, and the sum over a token's "
     "experts, without weights; routing is uniform and given. `touched`: experts that got any token.",
@@ -535,13 +537,37 @@ def _row(item: Item, samples: list[float], more: dict[str, Any]) -> dict[str, An
         "p90": ordered[round(0.9 * (len(ordered) - 1))],
     }
     rounded = {name: round(value, 3) for name, value in figures.items()}
-    return (
-        {"operator": item.operator, "format": item.format}
-        | item.shape
-        | rounded
-        | {"repeats": len(ordered)}
-        | more
-    )
+    operations, moved = work(item, more.get("touched", 0.0))
+    seconds = figures["time_us"] * 1e-6
+    rates = {"tflops": operations / seconds / 1e12, "gb_s": moved / seconds / 1e9}
+    rounded |= {name: round(value, 2) for name, value in rates.items() if value}
+    named = {"operator": item.operator, "format": item.format}
+    return named | item.shape | rounded | {"repeats": len(ordered)} | more
+
+
+def work(item: Item, touched: float) -> tuple[float, float]:
+    """Return the operations of a shape and the bytes that it must move; 0 where that says nothing."""
+    s, size = item.shape, BYTES[item.format]
+    match item.operator:
+        case "gemm":
+            m, n, k = s["m"], s["n"], s["k"]
+            return 2.0 * m * n * k, (n * k + m * k) * size + 2.0 * m * n
+        case "decode_attention":
+            positions = s["sequences"] * s["context"] * s["head_dim"]
+            return 4.0 * positions * s["n_heads"], 2.0 * positions * s["n_kv_heads"] * size
+        case "prefill_attention":
+            tokens, width = s["tokens"], s["chunks"] * s["head_dim"]
+            pairs = tokens * (s["context"] + (tokens + 1) / 2)
+            kept = (s["context"] + tokens) * s["n_kv_heads"]
+            return 4.0 * width * s["n_heads"] * pairs, 2.0 * width * (tokens * s["n_heads"] + kept) * size
+        case "experts":
+            one = 3.0 * s["d_model"] * s["width"]
+            return 2.0 * s["tokens"] * s["per_token"] * one, touched * one * size
+        case "copy":
+            return 0.0, 2.0 * s["bytes"]
+        case "all_reduce":
+            return 0.0, 2.0 * s["bytes"] * (s["gpus"] - 1) / s["gpus"]
+    return 0.0, 0.0
 
 
 def _up(number: int, step: int) -> int:

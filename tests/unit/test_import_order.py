@@ -7,7 +7,7 @@ import llmpilot
 
 PACKAGE = Path(llmpilot.__file__).parent
 ORDER = [
-    "errors interrupts processes secrets files console",
+    "errors interrupts processes secrets files console profile_gpu",
     "schema",
     "architecture",
     "config",
