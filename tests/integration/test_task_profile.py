@@ -1,4 +1,4 @@
-"""The task `profile` and its script on the CPU; most of it needs PyTorch, and skips itself where there is none."""
+"""The task `profile` and its script on the CPU; most of it needs PyTorch, and skips itself without."""
 
 import json
 import math
