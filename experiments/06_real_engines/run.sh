@@ -21,7 +21,7 @@ if [ -n "${LLMPILOT_VLLM:-}" ]; then
   "$PYTHON" -m llmpilot.engine.tiny_model tiny
   for weight in 2048 32768; do
     "$PYTHON" -m llmpilot "${common[@]}" engine=vllm engine.binary="$LLMPILOT_VLLM" engine.model_path=tiny \
-      model.weights=dummy engine.tensor_parallel=1 engine.enforce_eager=true \
+      model.weights=dummy engine.tensor_parallel=1 engine.block_size=32 engine.enforce_eager=true \
       +engine.environment.VLLM_CPU_NUM_OF_RESERVED_CPU=1 \
       max_batch_weight=$weight result_file="$here/results/vllm_cpu_$weight.json"
   done

@@ -54,6 +54,9 @@ class ServerProcess:
             if value is not None:
                 environment[variable] = value
         self.name, self.log_path, self._grace_s = name, log_path, grace_s
+        self._files = [Path(path) for path in command.files]
+        for path, text in command.files.items():
+            Path(path).write_text(text, encoding="utf-8")
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:
             # -I -S: the keeper needs nothing but the standard library, and is there at once.
@@ -88,6 +91,8 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self._keeper.kill()
             self._keeper.wait()
+        for file in self._files:
+            file.unlink(missing_ok=True)
 
     def problem(self, engine: ServerEngine, wrong: str) -> PilotError:
         """Return what is to be said of a server that did not do as it should: with its own words."""

@@ -37,6 +37,13 @@ class InferenceEngine(Facts):
         """Return the largest max batch weight that makes a difference where memory holds `kv_tokens`."""
         return kv_tokens
 
+    def step_choices(self, gpu: Gpu, users: int) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+        """Return which values its settings of a step may take for so many users, and which they have now.
+
+        Those are the tokens of a step and the requests that run at once; nothing where it cannot be told.
+        """
+        return {}, {}
+
 
 class SimulatedAs(Protocol):
     """An engine that deployment=simulated can serve."""

@@ -51,6 +51,8 @@ class Command:
 
     argv: tuple[str, ...]
     environment: Mapping[str, str | None] = field(default_factory=dict, repr=False)
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Path -> text of files that it reads at start; they are gone when it has ended."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class ServerEngine(Protocol):
 
     name: ClassVar[str]
     health_path: ClassVar[str]
-    metrics: ClassVar[ServerMetrics]
+    metrics: ClassVar[ServerMetrics | None]
     out_of_memory: ClassVar[re.Pattern[str]]
 
     @property
@@ -111,6 +113,11 @@ class StartedEngine(InferenceEngine):
     def served_model(self, model: Model) -> str:
         """Return the name that the server gives the model in its API."""
         return model.name
+
+
+def flag_if(name: str, value: float | None, unless: float | None = None) -> list[str]:
+    """Return a flag with its value; nothing where that is None, or what it is anyway."""
+    return [] if value is None or value == unless else [name, f"{value:.15g}"]
 
 
 def memory_complaint(log: str, pattern: re.Pattern[str]) -> str | None:

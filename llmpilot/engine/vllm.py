@@ -8,41 +8,47 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from llmpilot.config import Gpu, Model
 from llmpilot.engine.openai import OpenAIEngine
 from llmpilot.engine.programs import named_program
+from llmpilot.engine.scheduled import ScheduledEngine
 from llmpilot.engine.server import (
     PYTORCH_OUT_OF_MEMORY,
     VLLM_METRICS,
     Assignment,
     Command,
     ServerMetrics,
-    StartedEngine,
     Variables,
+    flag_if,
 )
-from llmpilot.errors import PilotError
+from llmpilot.errors import ConfigError, PilotError
+from llmpilot.simulator.service_settings import EngineName
 from llmpilot.sizing import kv_bytes_on_profile
 
 
-class VllmEngine(StartedEngine):
+class VllmEngine(ScheduledEngine):
     """vLLM's OpenAI-compatible server, the model sharded over the GPUs of the profile.
 
     vLLM does not reserve room for output tokens: it admits a request when its prompt fits into free KV
     blocks, and preempts one (its work is done again) when decoding runs out of them. Under a max batch
     weight W it gets W / block_size blocks: the running batch holds at most W tokens, as with the batch
     weight, but more requests may be admitted than could all finish within W; `preemptions` counts what that
-    costs. `max_num_seqs` caps their number besides (null: vLLM's own limit).
+    costs. `max_num_seqs` caps their number besides, `max_num_batched_tokens` the tokens of one step (null:
+    vLLM's own limits, which follow the GPU). With `expert_parallel` the experts are spread over all GPUs.
 
     `weights=dummy` serves random weights of the architecture: nothing but its configuration is needed.
-    `tensor_parallel` null: the GPUs of the profile; set it to 1 for the CPU build. `environment` is set
-    for the server besides what it inherits; it is logged with the run, so secrets do not belong there.
+    The CPU build wants `tensor_parallel` 1, whatever the profile says, and blocks of 32 tokens. `environment`
+    is set for the server besides what it inherits; it is logged with the run, so secrets do not belong there.
     """
 
     name: ClassVar[str] = "vllm"
+    label: ClassVar[str] = "vLLM"
+    settings_name: ClassVar[EngineName] = "vllm"
+    step_settings: ClassVar[tuple[str, str]] = ("max_num_batched_tokens", "max_num_seqs")
     # KV blocks are allocated at start; /sleep and /wake_up (development mode) restore the same number.
     live_weight: ClassVar[bool] = False
     metrics: ClassVar[ServerMetrics] = VLLM_METRICS
@@ -58,10 +64,12 @@ class VllmEngine(StartedEngine):
     binary: str | None = None
     weights: Literal["real", "dummy"] = "real"
     dtype: str = "auto"
-    tensor_parallel: PositiveInt | None = None
-    block_size: PositiveInt = 32
+    block_size: PositiveInt = 16
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     max_num_seqs: PositiveInt | None = None
+    max_num_batched_tokens: PositiveInt | None = None
+    enable_chunked_prefill: bool | None = None
+    enable_prefix_caching: bool = False
     enforce_eager: bool = False
     extra_args: tuple[str, ...] = ()
     environment: Variables = Field(default_factory=dict)
@@ -70,6 +78,45 @@ class VllmEngine(StartedEngine):
     def wire(self) -> OpenAIEngine:
         """How requests are put to it and answers are read: no token ids that the served model has not."""
         return OpenAIEngine(dialect="vllm", vocabulary_size=self._vocabulary_size())
+
+    @model_validator(mode="after")
+    def _every_request_has_its_token(self) -> "VllmEngine":
+        tokens, requests = self.max_num_batched_tokens, self.max_num_seqs
+        if tokens is not None and requests is not None and tokens < requests:
+            raise ValueError(
+                f"engine.max_num_batched_tokens={tokens} is less than engine.max_num_seqs={requests}, and "
+                f"each of these may need a token of every step: engine.max_num_seqs={tokens}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _hits_need_a_cache(self) -> "VllmEngine":
+        if self.prefix_hit_share and not self.enable_prefix_caching:
+            raise ValueError(
+                "engine.prefix_hit_share without a prefix cache: add engine.enable_prefix_caching=true"
+            )
+        return self
+
+    def require_gpus(self, gpu: Gpu) -> None:
+        """Raise ConfigError unless the kinds of parallelism make up the profile's GPUs."""
+        super().require_gpus(gpu)
+        if self.expert_parallel not in (1, gpu.count):
+            raise ConfigError(
+                "vLLM spreads experts over all GPUs or shards each over all",
+                given=f"engine.expert_parallel={self.expert_parallel} on {gpu.label}",
+                cure=f"engine.expert_parallel={gpu.count}, or 1",
+            )
+
+    def told(self) -> dict[str, Any]:
+        """Return the settings of its steps and its memory."""
+        return {
+            "max_num_seqs": self.max_num_seqs,
+            "max_num_batched_tokens": self.max_num_batched_tokens,
+            "block_size": self.block_size,
+            "chunked_prefill": self.enable_chunked_prefill,
+            "prefix_caching": self.enable_prefix_caching,
+            "memory_share": self.gpu_memory_utilization,
+        }
 
     def weight_step(self, heaviest_request_tokens: int) -> int:
         """Return the tokens of a block."""
@@ -88,10 +135,12 @@ class VllmEngine(StartedEngine):
         """Return how to start it.
 
         Raises:
+            ConfigError: something is set that it cannot be told.
             PilotError: vLLM is not installed.
         """
+        self.require_real()
         model = assignment.model
-        gpus = self.tensor_parallel or assignment.gpu.count
+        gpus = self.tensor_gpus(assignment.gpu)
         source = self.model_path or model.hf_id
         local = Path(source).expanduser().is_dir()
         argv = [self._binary(), "serve", str(Path(source).expanduser().absolute()) if local else source]
@@ -99,9 +148,12 @@ class VllmEngine(StartedEngine):
         argv += ["--host", assignment.host, "--port", str(assignment.port)]
         argv += ["--tensor-parallel-size", str(gpus), "--dtype", self.dtype]
         argv += ["--max-model-len", str(assignment.longest_request_tokens)]
+        argv += flag_if("--pipeline-parallel-size", self.pipeline_parallel, unless=1)
+        argv += flag_if("--data-parallel-size", self.data_parallel, unless=1)
+        argv += ["--enable-expert-parallel"] if self.expert_parallel > 1 else []
         # Every prompt is new to it; and sampling is as the workload says, not the model's own defaults.
-        argv += ["--no-enable-prefix-caching", "--generation-config", "vllm"]
-        argv += ["--disable-uvicorn-access-log"]
+        argv += ["--enable-prefix-caching" if self.enable_prefix_caching else "--no-enable-prefix-caching"]
+        argv += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
         if self.weights == "dummy":
             argv += ["--load-format", "dummy"]
         if assignment.max_batch_weight is not None:
@@ -110,10 +162,11 @@ class VllmEngine(StartedEngine):
             # Without it vLLM would first measure how much memory there is, and refuse what does not agree.
             kv_bytes = self.kv_bytes_per_gpu(blocks, model, assignment.gpu, gpus)
             argv += ["--kv-cache-memory-bytes", str(kv_bytes)]
-        if self.gpu_memory_utilization is not None:
-            argv += ["--gpu-memory-utilization", f"{self.gpu_memory_utilization:g}"]
-        if self.max_num_seqs is not None:
-            argv += ["--max-num-seqs", str(self.max_num_seqs)]
+        argv += flag_if("--gpu-memory-utilization", self.gpu_memory_utilization)
+        argv += flag_if("--max-num-seqs", self.max_num_seqs)
+        argv += flag_if("--max-num-batched-tokens", self.max_num_batched_tokens)
+        if self.enable_chunked_prefill is not None:
+            argv += [f"--{'' if self.enable_chunked_prefill else 'no-'}enable-chunked-prefill"]
         argv += ["--enforce-eager"] if self.enforce_eager else []
         environment: dict[str, str | None] = {"VLLM_NO_USAGE_STATS": "1", "VLLM_API_KEY": None}
         if local:

@@ -16,6 +16,8 @@ from llmpilot.schema import Facts, NonNegative, Share
 from llmpilot.sizing import GB, MemoryPlan, plan_memory
 
 EngineName = Literal["vllm", "sglang", "trtllm"]
+NEWEST: dict[EngineName, str] = {"vllm": "0.19", "sglang": "0.5.10", "trtllm": "1.3"}
+"""The newest release of each engine among the measurements that factors are fitted to."""
 ENGINE_NAMES: tuple[EngineName, ...] = ("vllm", "sglang", "trtllm")
 RUNTIME_GB = 0.75
 """CUDA context, graphs and kernels' workspaces of one GPU."""
@@ -41,7 +43,7 @@ class ServiceSettings(Facts):
 
     engine: EngineName
     version: str | None = None
-    """Null: the newest that the fitted factors know."""
+    """Null: the newest that the fitted factors know (NEWEST)."""
     tensor_parallel: PositiveInt = 1
     pipeline_parallel: PositiveInt = 1
     data_parallel: PositiveInt = 1
@@ -50,6 +52,8 @@ class ServiceSettings(Facts):
     max_num_batched_tokens: PositiveInt
     block_size: PositiveInt
     chunked_prefill: bool = True
+    prefix_caching: bool = True
+    """Whether blocks of a request that lost its place are found again."""
     prefix_hit_share: Share = 0.0
     memory_share: Share
     reserve_gb_per_gpu: NonNegative | None = None
@@ -113,6 +117,10 @@ def service_settings(engine: EngineName, gpu: Gpu, **given: Any) -> ServiceSetti
     version = known.get("version")
     others = known.get("pipeline_parallel", 1) * known.get("data_parallel", 1)
     known.setdefault("tensor_parallel", max(1, gpu.count // others))
+    if engine == "vllm" and "max_num_batched_tokens" in known and "max_num_seqs" not in known:
+        # Each sequence that runs has a token in every step.
+        most = _vllm(gpu, version, known["tensor_parallel"])["max_num_seqs"]
+        known["max_num_seqs"] = min(most, known["max_num_batched_tokens"])
     return ServiceSettings.model_validate(_DEFAULTS[engine](gpu, version, known["tensor_parallel"]) | known)
 
 

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,9 @@ from llmpilot.deploy.external import ServiceError
 from llmpilot.errors import ConfigError, TrackingError
 from llmpilot.files import to_json, write_text
 from llmpilot.secrets import redact, redact_tree
+from llmpilot.tasks import tune_steps
 from llmpilot.tasks.cell import Cell, compose
-from llmpilot.tasks.tune_setup import bounds_of, study_name
+from llmpilot.tasks.tune_setup import Tuning, bounds_of, study_name
 from llmpilot.tasks.tune_show import announce, in_words, show
 from llmpilot.tune import Bounds, Identity, Services, Tuner, TuningStudy, measure, storage_url
 from llmpilot.tune.plan import (
@@ -44,18 +45,6 @@ from llmpilot.tune.tracked import (
 )
 
 Result = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """All that one worker of a study works with."""
-
-    cell: Cell
-    settings: Tuner
-    bounds: Bounds
-    study: TuningStudy
-    tracker: StudyTracker
-    tags: dict[str, str]
 
 
 def run(cfg: DictConfig, *, parent_run_id: str | None = None, in_sweep: bool = False) -> Result:
@@ -120,6 +109,8 @@ def find(
     try:
         because = search(tuning, run_id)
         result = conclude(tuning, because)
+        if not within:
+            result |= tune_steps.find(tuning, result["best_max_batch_weight"], run_id)
         _keep(cfg, tuning, result, optuna_pages=not within)
     except BaseException as error:
         interrupts.acknowledge()

@@ -1,11 +1,24 @@
 """What a study is of, and between which weights it searches."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from llmpilot.errors import ConfigError
 from llmpilot.sizing import plan_memory
 from llmpilot.tasks.cell import Cell
-from llmpilot.tune import Bounds, Tuner
+from llmpilot.tune import Bounds, Tuner, TuningStudy
+from llmpilot.tune.tracked import StudyTracker
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """All that one worker of a study works with."""
+
+    cell: Cell
+    settings: Tuner
+    bounds: Bounds
+    study: TuningStudy
+    tracker: StudyTracker
+    tags: dict[str, str]
 
 
 def untunable(cell: Cell) -> str | None:

@@ -46,6 +46,13 @@ def show(result: Result, *, brief: bool) -> None:
     value = "" if result["value"] is None else f": {result['objective']} {result['value']:,.2f}{noise}"
     say(f"max_batch_weight={best}{value}; {in_numbers(result)}", style="bold")
     note(f"stopped because {result['stopped_because']}")
+    if (steps := result.get("steps")) is not None:
+        gain = "" if steps["value"] is None else f": {steps['objective']} {steps['value']:,.2f}"
+        own = steps["value_of_defaults"]
+        than = "" if own is None else f", with the engine's own settings {own:,.2f}"
+        if steps["value"] == 0 and steps["objective"] == "goodput_per_s":
+            note(f"at {steps['users']} users nothing keeps the SLA: tuner.users=N with fewer tells more")
+        say(f"to use what was found: {result['use']}{gain}{than}", style="bold")
 
 
 def in_numbers(result: Result) -> str:

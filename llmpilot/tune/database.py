@@ -1,6 +1,9 @@
 """The database of a study: opened by several workers at once; what is to be said where it cannot be used."""
 
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llmpilot.errors import PilotError
@@ -26,6 +29,22 @@ def opened(url: str, timeout_s: float) -> Any:
                 raise
             time.sleep(0.1 * (attempt + 1))
     raise AssertionError("unreachable")
+
+
+@contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Turn what databases raise into an error that says what to do."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Optuna's experimental features
+            yield
+    except (StorageInternalError, SQLAlchemyError, ImportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "schema" not in str(error):
+            raise
+        raise unusable(url, error) from None
 
 
 def unusable(url: str, error: Exception) -> PilotError:

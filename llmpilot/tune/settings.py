@@ -13,7 +13,9 @@ MAXIMIZED: tuple[Objective, ...] = ("throughput_tok_s", "goodput_per_s")
 
 PLACE = ("storage", "study", "stale_after_s")
 """Settings that say where a study is kept: they decide nothing of its answer."""
-BUDGET = (*PLACE, "question", "trials", "patience", "repeats", "contenders", "prune_beyond")
+STEPS = ("step_objective", "step_trials")
+"""Settings of the search behind that of the weight, for an engine's settings of its steps."""
+BUDGET = (*PLACE, *STEPS, "question", "trials", "patience", "repeats", "contenders", "prune_beyond")
 """Settings that say how long to search and where to keep it: changing them goes on with the same study."""
 
 
@@ -32,6 +34,9 @@ class Tuner(Facts):
     beside the weights could hold at most. `corner_users` caps the many short requests. `storage` is a
     database URL (null: optuna.db beside the tracking database), `study` a name instead of ours. A trial
     whose worker on another machine has been silent for `stale_after_s` is given up.
+
+    Behind the weight, task=tune searches the tokens of a step and the requests that run at once, of engines
+    that can be told: `step_trials` of TPE, by `step_objective` at `users`.
     """
 
     question: Literal["feasible", "best"] | None = "best"
@@ -50,6 +55,8 @@ class Tuner(Facts):
     storage: str | None = None
     study: str | None = None
     stale_after_s: PositiveFloat = 7200.0
+    step_objective: Objective = "goodput_per_s"
+    step_trials: Annotated[int, Field(ge=0)] = 16
 
     @property
     def maximize(self) -> bool:
@@ -62,4 +69,4 @@ class Tuner(Facts):
 
     def decisive(self) -> dict[str, Any]:
         """Return the settings that decide which weight is found."""
-        return {key: value for key, value in self.model_dump().items() if key not in PLACE}
+        return {key: value for key, value in self.model_dump().items() if key not in (*PLACE, *STEPS)}

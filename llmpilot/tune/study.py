@@ -4,9 +4,6 @@ import logging
 import os
 import socket
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Any
@@ -14,7 +11,7 @@ from typing import Any
 from llmpilot.config import Tracking
 from llmpilot.errors import ConfigError
 from llmpilot.tracking_store import sqlite_file
-from llmpilot.tune.database import opened, unusable
+from llmpilot.tune.database import explained, opened
 from llmpilot.tune.identity import Identity, differences
 from llmpilot.tune.plan import Bounds, Question, Seen, Step, boundary
 from llmpilot.tune.settings import Tuner
@@ -71,7 +68,7 @@ class TuningStudy:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.url, self.name, self._settings = url, name, settings
         self._worker = f"{socket.gethostname()}/{os.getpid()}"
-        with self._explained():
+        with explained(self.url):
             self._study = optuna.create_study(
                 storage=opened(url, timeout_s),
                 study_name=name,
@@ -95,13 +92,13 @@ class TuningStudy:
     @property
     def parent_run_id(self) -> str | None:
         """The MLflow run of the whole study, once a worker has made it."""
-        with self._explained():
+        with explained(self.url):
             run_id = self._study.user_attrs.get(PARENT_RUN)
         return None if run_id is None else str(run_id)
 
     @parent_run_id.setter
     def parent_run_id(self, run_id: str) -> None:
-        with self._explained():
+        with explained(self.url):
             self._study.set_user_attr(PARENT_RUN, run_id)
 
     @property
@@ -131,7 +128,7 @@ class TuningStudy:
         lost = []
         for trial in self._trials():
             if trial.state == TrialState.RUNNING and trial.number != mine and self._is_dead(trial):
-                with self._explained():
+                with explained(self.url):
                     # Another worker may have been quicker.
                     self._study._storage.set_trial_user_attr(trial._trial_id, LOST, "its worker ended")
                     self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
@@ -145,7 +142,7 @@ class TuningStudy:
         """
         from llmpilot.tune.samplers import Planned, Proposed
 
-        with self._explained():
+        with explained(self.url):
             if step.weight is not None:
                 self._study.sampler = Planned(step.weight)
             else:
@@ -174,7 +171,7 @@ class TuningStudy:
         """End a trial: COMPLETE with its value, or PRUNED (with the values on its way) and never FAIL."""
         from optuna.trial import TrialState
 
-        with self._explained():
+        with explained(self.url):
             if run_id is not None:
                 trial.set_user_attr(RUN_ID, run_id)
             trial.set_user_attr(REASON, outcome.reason)
@@ -192,7 +189,7 @@ class TuningStudy:
         """End a trial that was not measured to its end."""
         from optuna.trial import TrialState
 
-        with self._explained():
+        with explained(self.url):
             trial.set_user_attr(LOST, why)
             self._study.tell(trial, state=TrialState.FAIL)
 
@@ -203,7 +200,7 @@ class TuningStudy:
     def _trials(self) -> list[Any]:
         from optuna.trial import TrialState
 
-        with self._explained():
+        with explained(self.url):
             trials = self._study.get_trials(deepcopy=False)
         return [trial for trial in trials if trial.state != TrialState.FAIL]
 
@@ -214,21 +211,6 @@ class TuningStudy:
             return int(process) == os.getpid() or not _alive(int(process))
         age = datetime.now() - (trial.datetime_start or datetime.now())
         return age > timedelta(seconds=self._settings.stale_after_s)
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn what databases raise into an error that says what to do."""
-        from optuna.exceptions import StorageInternalError
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Optuna's experimental features
-                yield
-        except (StorageInternalError, SQLAlchemyError, ImportError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "schema" not in str(error):
-                raise
-            raise unusable(self.url, error) from None
 
 
 def _seen(trial: Any) -> Seen:

@@ -69,7 +69,7 @@ class StudyTracker(Tracker):
     def log_trial(
         self,
         study_run_id: str | None,
-        number: int,
+        number: int | str,
         params: dict[str, Any],
         outcome: Outcome,
         *,
@@ -123,7 +123,7 @@ class StudyTracker(Tracker):
         self._attempt(end)
 
     def _trial(
-        self, study_run_id: str | None, number: int, params: dict[str, Any], tags: dict[str, str]
+        self, study_run_id: str | None, number: int | str, params: dict[str, Any], tags: dict[str, str]
     ) -> str:
         """Create a trial's run below the study's, and return its id."""
         name = f"trial {number}: {params[PARAM_WEIGHT]:,} tokens"

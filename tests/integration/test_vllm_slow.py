@@ -35,6 +35,7 @@ def engine(tmp_path: Path) -> VllmEngine:
         model_path=str(tmp_path / "tiny"),
         weights="dummy",
         tensor_parallel=1,
+        block_size=32,
         enforce_eager=True,
         environment={"VLLM_CPU_NUM_OF_RESERVED_CPU": "1"},
     )

@@ -34,7 +34,7 @@ def test_the_largest_weight_and_the_best_of_few(run: Run) -> None:
     served = (
         "task=tune", "+gpu=a100", "+model=starcoder", "engine=vllm", "deployment=process",
         f"engine.binary={BINARY}", "engine.model_path=tiny", "engine.weights=dummy",
-        "engine.tensor_parallel=1", "engine.enforce_eager=true",
+        "engine.tensor_parallel=1", "engine.block_size=32", "engine.enforce_eager=true",
         "+engine.environment.VLLM_CPU_NUM_OF_RESERVED_CPU=1",
     )  # fmt: skip
     ran = run(

@@ -32,8 +32,8 @@ def test_command(binary: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert argv[:3] == (binary, "serve", "bigcode/starcoder")
     assert flag(argv, "--served-model-name") == "starcoder"
     assert (flag(argv, "--host"), flag(argv, "--port")) == ("127.0.0.1", "4711")
-    assert (flag(argv, "--block-size"), flag(argv, "--num-gpu-blocks-override")) == ("32", "39")
-    assert int(flag(argv, "--kv-cache-memory-bytes")) == 39 * 32 * MODEL.kv_bytes_per_token
+    assert (flag(argv, "--block-size"), flag(argv, "--num-gpu-blocks-override")) == ("16", "76")
+    assert int(flag(argv, "--kv-cache-memory-bytes")) == 76 * 16 * MODEL.kv_bytes_per_token
     assert flag(argv, "--max-model-len") == "300"
     assert flag(argv, "--tensor-parallel-size") == "1"
     assert "--no-enable-prefix-caching" in argv
@@ -60,10 +60,10 @@ def test_sharded_over_the_profile(binary: str) -> None:
     sharded = replace(ASSIGNMENT, model=model, gpu=gpu)
     argv = VllmEngine(binary=binary).command(sharded).argv
     assert flag(argv, "--tensor-parallel-size") == "4"
-    assert int(flag(argv, "--kv-cache-memory-bytes")) == 39 * 32 * model.kv_bytes_per_token / 4
+    assert int(flag(argv, "--kv-cache-memory-bytes")) == 76 * 16 * model.kv_bytes_per_token / 4
     # One KV head cannot be split: every GPU keeps it.
     argv = VllmEngine(binary=binary).command(replace(sharded, model=MODEL)).argv
-    assert int(flag(argv, "--kv-cache-memory-bytes")) == 39 * 32 * MODEL.kv_bytes_per_token
+    assert int(flag(argv, "--kv-cache-memory-bytes")) == 76 * 16 * MODEL.kv_bytes_per_token
     one = VllmEngine(binary=binary, tensor_parallel=1).command(sharded).argv
     assert flag(one, "--tensor-parallel-size") == "1"
 

@@ -1,0 +1,166 @@
+"""What today's engines have in common: one set of settings that means the same to the real server, started as
+a process, and to its simulation. Each engine's file says what its server calls them."""
+
+import json
+from abc import abstractmethod
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import PositiveInt
+
+from llmpilot import simulator
+from llmpilot.config import Gpu, Model, NonNegative, Share
+from llmpilot.engine.server import StartedEngine
+from llmpilot.errors import ConfigError
+from llmpilot.simulator import VirtualService
+from llmpilot.simulator.service_model import simulated_service
+from llmpilot.simulator.service_settings import NEWEST, EngineName, ServiceSettings, service_settings
+from llmpilot.sizing import MemoryPlan
+
+ACCURACY = Path(simulator.__file__).parent / "fitted" / "accuracy.json"
+LEAST_STEP_TOKENS, MOST_STEP_TOKENS, LEAST_REQUESTS = 256, 16_384, 16
+"""Between which a tuner looks for the tokens of a step, and from how many requests on."""
+
+
+class ScheduledEngine(StartedEngine):
+    """An engine with chunked prefill and a pool of KV blocks, the model sharded over the GPUs of the profile.
+
+    `version` names the release that is simulated; null: the newest that the fitted factors know. A real
+    server has the version that is installed. `tensor_parallel` null: the GPUs that other kinds of
+    parallelism leave. `prefix_hit_share` of every prompt is taken to be cached already: only a simulation
+    can be told so, and none of our own workloads repeats a prefix. `reserve_gb_per_gpu` is what a simulated
+    server keeps for its runtime and activations; null: reckoned from the size of a step.
+    """
+
+    places: ClassVar[tuple[str, ...]] = ("simulated", "process")
+    memory_is_allocated_at_start: ClassVar[bool] = True
+    label: ClassVar[str]
+    """The engine's name as its makers write it."""
+    settings_name: ClassVar[EngineName]
+    step_settings: ClassVar[tuple[str, str]]
+    """What it calls the tokens of a step and the requests that run at once."""
+
+    version: str | None = None
+    tensor_parallel: PositiveInt | None = None
+    pipeline_parallel: PositiveInt = 1
+    data_parallel: PositiveInt = 1
+    expert_parallel: PositiveInt = 1
+    prefix_hit_share: Share = 0.0
+    reserve_gb_per_gpu: NonNegative | None = None
+
+    @property
+    def simulated_version(self) -> str:
+        """The release that is simulated."""
+        return self.version or NEWEST[self.settings_name]
+
+    @abstractmethod
+    def told(self) -> dict[str, Any]:
+        """Return this engine's own settings under the names of `ServiceSettings`; None: its default."""
+
+    def settings(self, gpu: Gpu) -> ServiceSettings:
+        """Return the settings of a service on a GPU profile, the engine's defaults filled in.
+
+        Raises:
+            ConfigError: the kinds of parallelism do not make up the profile's GPUs.
+        """
+        self.require_gpus(gpu)
+        return service_settings(
+            self.settings_name,
+            gpu,
+            version=self.version,
+            tensor_parallel=self.tensor_parallel,
+            pipeline_parallel=self.pipeline_parallel,
+            data_parallel=self.data_parallel,
+            expert_parallel=self.expert_parallel,
+            prefix_hit_share=self.prefix_hit_share,
+            reserve_gb_per_gpu=self.reserve_gb_per_gpu,
+            **self.told(),
+        )
+
+    def step_choices(self, gpu: Gpu, users: int) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+        """Return powers of two for the tokens of a step and the requests that run at once, and what they are.
+
+        More requests than users are the same as all of them.
+        """
+        settings = self.settings(gpu)
+        now = (settings.max_num_batched_tokens, settings.max_num_seqs)
+        most = max(LEAST_REQUESTS, 1 << (users - 1).bit_length())
+        ranges = ((LEAST_STEP_TOKENS, MOST_STEP_TOKENS), (LEAST_REQUESTS, most))
+        choices = {
+            key: tuple(sorted({value, *_powers_of_two(*bounds)}))
+            for key, value, bounds in zip(self.step_settings, now, ranges, strict=True)
+        }
+        return choices, dict(zip(self.step_settings, now, strict=True))
+
+    def tensor_gpus(self, gpu: Gpu) -> int:
+        """Return the GPUs over which one replica of the attention layers is sharded."""
+        return self.tensor_parallel or max(1, gpu.count // (self.pipeline_parallel * self.data_parallel))
+
+    def require_gpus(self, gpu: Gpu) -> None:
+        """Raise ConfigError unless the kinds of parallelism make up the profile's GPUs."""
+        tensor, others = self.tensor_gpus(gpu), self.pipeline_parallel * self.data_parallel
+        given = (
+            f"engine.tensor_parallel={tensor} engine.pipeline_parallel={self.pipeline_parallel} "
+            f"engine.data_parallel={self.data_parallel}"
+        )
+        if tensor * others != gpu.count:
+            raise ConfigError(
+                f"{tensor * others} GPUs are not those of the profile, {gpu.label}",
+                given=given,
+                cure=f"gpu.count={tensor * others}, or leave engine.tensor_parallel out",
+            )
+        if gpu.count % self.expert_parallel:
+            raise ConfigError(
+                f"experts cannot be spread evenly over {gpu.count} GPUs",
+                given=f"engine.expert_parallel={self.expert_parallel}",
+                cure=f"engine.expert_parallel={gpu.count}, or 1",
+            )
+
+    def require_real(self) -> None:
+        """Raise ConfigError where something is set that a real server cannot be told."""
+        if self.prefix_hit_share:
+            raise ConfigError(
+                "engine.prefix_hit_share is for simulated services: what a real one finds in its cache, the "
+                "prompts decide",
+                given=f"engine.prefix_hit_share={self.prefix_hit_share:g}",
+                cure="leave it out, or deployment=simulated",
+            )
+
+    def memory(self, model: Model, gpu: Gpu) -> MemoryPlan:
+        """Return where the profile's memory goes under this engine."""
+        return self.settings(gpu).memory(model, gpu)
+
+    def service(self, model: Model, gpu: Gpu, max_batch_weight: int) -> VirtualService:
+        """Return the service as the simulator needs it."""
+        return simulated_service(model, gpu, self.settings_name, self.settings(gpu), max_batch_weight)
+
+    def reweighted(self, service: VirtualService, max_batch_weight: int) -> VirtualService:
+        """A running server keeps the KV cache that it was started with."""
+        raise NotImplementedError(f"{self.label} is started anew under another max batch weight")
+
+    def simulated_facts(self, model: Model, gpu: Gpu) -> dict[str, Any]:
+        """Return the settings with all defaults filled in, and the version that is simulated."""
+        return {"service": self.settings(gpu).model_dump() | {"version": self.simulated_version}}
+
+    def simulated_from(self, model: Model, gpu: Gpu) -> str:
+        """Return in words what is simulated, from which data, and how far off it is to be expected."""
+        known = f"{self.label} {self.simulated_version}"
+        text = f"{known}, from operator times of its kernels and published measurements of today's engines"
+        return f"{text}; {off}" if (off := expected_errors()) else text
+
+
+def _powers_of_two(least: int, most: int) -> list[int]:
+    return [1 << power for power in range(least.bit_length() - 1, most.bit_length())]
+
+
+@cache
+def expected_errors() -> str:
+    """Return how far off services of LLMs left out of the fit were; empty where that is not known."""
+    try:
+        errors = json.loads(ACCURACY.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ""
+    named = {"tpot": "TPOT", "ttft": "TTFT", "e2e": "E2E"}
+    parts = [f"{name} {errors[key]['median']:.0%}" for key, name in named.items() if key in errors]
+    return f"expect it to be off by {', '.join(parts)} (median, LLM left out of the fit)" if parts else ""

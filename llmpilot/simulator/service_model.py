@@ -1,0 +1,54 @@
+"""A service of one of today's engines, simulated: its scheduler, its step times, its KV blocks."""
+
+from collections import OrderedDict
+
+from llmpilot.config import Gpu, Model
+from llmpilot.simulator.factors import priors
+from llmpilot.simulator.schedulers import VllmRule
+from llmpilot.simulator.service import SchedulingRule, SteppedService, VirtualService
+from llmpilot.simulator.service_settings import EngineName, ServiceSettings
+from llmpilot.simulator.step_model import StepModel
+from llmpilot.simulator.step_times import OperatorStepTimes
+
+TABLES = 16
+"""Services whose step times are kept: a search asks for the same ones again and again."""
+
+
+def simulated_service(
+    model: Model, gpu: Gpu, engine_name: EngineName, settings: ServiceSettings, max_batch_weight: int
+) -> VirtualService:
+    """Return the service of a model on a GPU profile under a max batch weight [tokens].
+
+    The weight is kept by the number of KV blocks: as many as hold it.
+    """
+    blocks = -(-max_batch_weight // settings.block_size)
+    return SteppedService(
+        _step_times(model, gpu, settings), _rule(model, settings), blocks * settings.block_size
+    )
+
+
+def _rule(model: Model, settings: ServiceSettings) -> SchedulingRule:
+    """Return the engine's rule; replicas of the attention layers are scheduled as one."""
+    return VllmRule(
+        max_num_seqs=settings.max_num_seqs * settings.data_parallel,
+        max_num_batched_tokens=settings.max_num_batched_tokens * settings.data_parallel,
+        block_size=settings.block_size,
+        chunked_prefill=settings.chunked_prefill,
+        prefix_caching=settings.prefix_caching,
+        prefix_hit_share=settings.prefix_hit_share,
+        overlapped=settings.overlapped,
+        max_positions=model.max_positions,
+    )
+
+
+_kept: OrderedDict[tuple[str, str, ServiceSettings], OperatorStepTimes] = OrderedDict()
+
+
+def _step_times(model: Model, gpu: Gpu, settings: ServiceSettings) -> OperatorStepTimes:
+    """Return the step times of a service, those of the last few from memory."""
+    key = (model.model_dump_json(), gpu.model_dump_json(), settings)
+    if key not in _kept:
+        _kept[key] = OperatorStepTimes(StepModel(model, gpu, settings), priors())
+        if len(_kept) > TABLES:
+            _kept.popitem(last=False)
+    return _kept[key]

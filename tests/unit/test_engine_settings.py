@@ -1,0 +1,135 @@
+"""Settings of today's engines: the same to the simulated service and to the real server's command line."""
+
+import json
+
+import pytest
+from command_lines import flag
+from pydantic import ValidationError
+
+from llmpilot import catalog
+from llmpilot.engine import scheduled
+from llmpilot.engine.scheduled import ScheduledEngine
+from llmpilot.engine.server import Assignment, Command
+from llmpilot.engine.sglang import SglangEngine
+from llmpilot.engine.trtllm import TrtllmEngine
+from llmpilot.engine.vllm import VllmEngine
+from llmpilot.errors import ConfigError
+
+MODEL, H100 = catalog.models()["llama_3_1_8b"], catalog.gpus()["h100"]
+MIXTURE = catalog.models()["qwen3_30b_a3b"]
+
+
+def gpus(count: int):  # type: ignore[no-untyped-def]
+    return H100.model_copy(update={"count": count})
+
+
+def command(engine: ScheduledEngine, *, count: int = 1, model=MODEL) -> Command:  # type: ignore[no-untyped-def]
+    return engine.command(Assignment(model, gpus(count), 6000, 300, host="127.0.0.1", port=4711))
+
+
+@pytest.fixture(params=[VllmEngine, SglangEngine, TrtllmEngine])
+def made(request: pytest.FixtureRequest, binary: str):  # type: ignore[no-untyped-def]
+    engine = request.param
+    program = "python" if engine is SglangEngine else "binary"
+    return lambda **given: engine(**{program: binary}, **given)
+
+
+FLAGS = {
+    "vllm": ("--max-num-batched-tokens", "--max-num-seqs", "--gpu-memory-utilization"),
+    "sglang": ("--chunked-prefill-size", "--max-running-requests", "--mem-fraction-static"),
+    "trtllm": ("--max_num_tokens", "--max_batch_size", "--kv_cache_free_gpu_memory_fraction"),
+}
+SHARES = {
+    "vllm": "gpu_memory_utilization",
+    "sglang": "mem_fraction_static",
+    "trtllm": "kv_cache_free_gpu_memory_fraction",
+}
+
+
+def test_settings_reach_simulation_and_server_alike(made) -> None:  # type: ignore[no-untyped-def]
+    tokens, requests = made().step_settings
+    engine = made(**{tokens: 4096, requests: 48, SHARES[made().name]: 0.8})
+    settings = engine.settings(H100)
+    assert (settings.max_num_batched_tokens, settings.max_num_seqs, settings.memory_share) == (4096, 48, 0.8)
+    argv = command(engine).argv
+    assert [flag(argv, name) for name in FLAGS[engine.name]] == ["4096", "48", "0.8"]
+
+
+def test_what_is_not_set_is_left_to_the_server(made) -> None:  # type: ignore[no-untyped-def]
+    assert not set(FLAGS[made().name]) & set(command(made()).argv)
+    assert made().settings(H100).max_num_batched_tokens > 0
+
+
+def test_parallelism_must_make_up_the_profile(made) -> None:  # type: ignore[no-untyped-def]
+    assert made().settings(gpus(4)).tensor_parallel == 4
+    assert made(data_parallel=4, expert_parallel=4).settings(gpus(4)).tensor_parallel == 1
+    with pytest.raises(ConfigError, match="8 GPUs are not those of the profile") as wrong:
+        made(tensor_parallel=8).settings(gpus(4))
+    assert "gpu.count=8" in wrong.value.cure
+    with pytest.raises(ConfigError, match="expert"):
+        made(expert_parallel=3).settings(gpus(4))
+
+
+def test_parallelism_in_flags(binary: str) -> None:
+    spread = {"data_parallel": 4, "expert_parallel": 4}
+    argv = command(VllmEngine(binary=binary, **spread), count=4).argv
+    assert (flag(argv, "--tensor-parallel-size"), flag(argv, "--data-parallel-size")) == ("1", "4")
+    assert "--enable-expert-parallel" in argv
+    argv = command(SglangEngine(python=binary, **spread), count=4, model=MIXTURE).argv
+    assert [flag(argv, name) for name in ("--tp-size", "--dp-size", "--ep-size")] == ["4", "4", "4"]
+    assert "--enable-dp-attention" in argv
+    argv = command(SglangEngine(python=binary, data_parallel=4), count=4).argv
+    assert flag(argv, "--tp-size") == "1"
+    assert "--enable-dp-attention" not in argv
+    started = command(TrtllmEngine(binary=binary, **spread), count=4)
+    assert (flag(started.argv, "--tp_size"), flag(started.argv, "--ep_size")) == ("4", "4")
+    assert json.loads(started.files[flag(started.argv, "--extra_llm_api_options")])["enable_attention_dp"]
+    with pytest.raises(ConfigError, match="every GPU or on none"):
+        command(TrtllmEngine(binary=binary, data_parallel=2), count=4)
+    with pytest.raises(ConfigError, match="experts over all GPUs"):
+        VllmEngine(expert_parallel=2).settings(gpus(4))
+
+
+def test_a_cached_share_can_be_told_to_a_simulation_only(binary: str) -> None:
+    engine = VllmEngine(binary=binary, enable_prefix_caching=True, prefix_hit_share=0.5)
+    assert engine.settings(H100).prefix_hit_share == 0.5
+    with pytest.raises(ConfigError, match="for simulated services"):
+        command(engine)
+    with pytest.raises(ValidationError, match="enable_prefix_caching=true"):
+        VllmEngine(prefix_hit_share=0.5)
+    assert "--enable-prefix-caching" in command(VllmEngine(binary=binary, enable_prefix_caching=True)).argv
+
+
+def test_vllm_needs_a_token_of_a_step_for_each_request() -> None:
+    with pytest.raises(ValidationError, match=r"engine\.max_num_seqs=64"):
+        VllmEngine(max_num_batched_tokens=64, max_num_seqs=128)
+    assert VllmEngine(max_num_batched_tokens=64).settings(H100).max_num_seqs == 64
+
+
+def test_longer_steps_leave_less_cache() -> None:
+    def held(tokens: int) -> int:
+        return VllmEngine(max_num_batched_tokens=tokens).memory(MODEL, H100).kv_capacity_tokens
+
+    assert held(2048) > held(32_768) > 0
+
+
+def test_step_choices_begin_from_the_engines_own(made) -> None:  # type: ignore[no-untyped-def]
+    choices, now = made().step_choices(H100, users=100)
+    for key, values in choices.items():
+        assert now[key] in values
+        assert list(values) == sorted(set(values))
+    requests = choices[made().step_settings[1]]
+    assert [value for value in requests if value != now[made().step_settings[1]]] == [16, 32, 64, 128]
+
+
+def test_says_what_is_simulated_and_how_far_off(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    accuracy = tmp_path / "accuracy.json"
+    monkeypatch.setattr(scheduled, "ACCURACY", accuracy)
+    scheduled.expected_errors.cache_clear()
+    said = VllmEngine(version="0.12.0").simulated_from(MODEL, H100)
+    assert said.startswith("vLLM 0.12.0, from operator times")
+    assert "off" not in said
+    accuracy.write_text(json.dumps({"tpot": {"median": 0.083}, "ttft": {"median": 0.27}}))
+    scheduled.expected_errors.cache_clear()
+    assert "off by TPOT 8%, TTFT 27% (median, LLM left out" in VllmEngine().simulated_from(MODEL, H100)
+    scheduled.expected_errors.cache_clear()
