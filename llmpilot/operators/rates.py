@@ -3,12 +3,18 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from llmpilot.architecture import BYTES
 from llmpilot.config import Gpu
 
 _FP8_UNITS = {"ada", "hopper", "blackwell", "cdna3", "cdna4"}
 _FP4_UNITS = {"blackwell", "cdna4"}
 _INT8_UNITS = {"turing", "ampere", *_FP8_UNITS}
+
+Numbers = float | NDArray[np.float64]
+"""A number, or an array of them."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,14 @@ class Rates:
             case _:
                 return False
 
-    def link(self, gpus: int) -> float:
+    def link(self, gpus: Numbers) -> Numbers:
         """Return the bytes per ms that a GPU sends to `gpus - 1` others, in one direction.
 
         A switch or a bus gives a GPU its whole rate whatever their number; in AMD's full mesh every other
         GPU has a link of its own (`link_gb_s`, as in the catalogue).
         """
         one = self.gpu.link_gb_s * 1e6 / 2
-        return one * max(gpus - 1, 1) if self.gpu.link == "infinity-fabric" else one
+        return one * (gpus - 1) if self.gpu.link == "infinity-fabric" else one
 
 
 def bytes_of(number_format: str) -> float:
