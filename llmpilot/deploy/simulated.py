@@ -55,13 +55,22 @@ class SimulatedDeployment(Facts):
         Raises:
             ServerOutOfMemoryError: the engine allocates its memory at start, and there is less than the cap.
         """
-        memory = engine.memory(model, gpu)
-        if max_batch_weight is None:
-            max_batch_weight = engine.default_max_batch_weight(model, gpu) or memory.kv_capacity_tokens
-        if engine.memory_is_allocated_at_start and max_batch_weight > memory.kv_capacity_tokens:
-            raise ServerOutOfMemoryError(
-                f"{engine.name} (simulated) has no room for a KV cache of {max_batch_weight:,} tokens",
-                given=memory.arithmetic(),
-                cure=f"max_batch_weight={memory.kv_capacity_tokens} or less, or a larger GPU profile",
-            )
-        yield engine.service(model, gpu, max_batch_weight)
+        yield engine.service(model, gpu, weight_that_fits(engine, model, gpu, max_batch_weight))
+
+
+def weight_that_fits(engine: SimulatedAs, model: Model, gpu: Gpu, max_batch_weight: int | None) -> int:
+    """Return the max batch weight that a simulated service starts under; None: the engine's default.
+
+    Raises:
+        ServerOutOfMemoryError: the engine allocates its memory at start, and there is less.
+    """
+    memory = engine.memory(model, gpu)
+    if max_batch_weight is None:
+        max_batch_weight = engine.default_max_batch_weight(model, gpu) or memory.kv_capacity_tokens
+    if engine.memory_is_allocated_at_start and max_batch_weight > memory.kv_capacity_tokens:
+        raise ServerOutOfMemoryError(
+            f"{engine.name} (simulated) has no room for a KV cache of {max_batch_weight:,} tokens",
+            given=memory.arithmetic(),
+            cure=f"max_batch_weight={memory.kv_capacity_tokens} or less, or a larger GPU profile",
+        )
+    return max_batch_weight

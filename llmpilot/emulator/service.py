@@ -28,6 +28,8 @@ class EmulatedService:
     vocabulary_size: int
     max_model_tokens: int
     output_lengths: tuple[int, ...]
+    simulated_from: str = ""
+    """In words: which engine, from which data."""
 
 
 def describe(
@@ -53,6 +55,7 @@ def describe(
         vocabulary_size=model.vocabulary_size,
         max_model_tokens=min(model.max_positions or max_batch_weight, max_batch_weight),
         output_lengths=output_lengths,
+        simulated_from=engine.simulated_from(model, gpu),
     )
 
 

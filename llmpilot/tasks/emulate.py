@@ -9,8 +9,9 @@ from omegaconf import DictConfig
 from pydantic import ValidationError
 
 from llmpilot import catalog
-from llmpilot.config import build, parse, plain
+from llmpilot.config import build, parse, plain, whole_number
 from llmpilot.console import note, say
+from llmpilot.deploy.simulated import weight_that_fits
 from llmpilot.emulator.options import Faults, FixedTiming, Options
 from llmpilot.emulator.process import serve_until_signalled
 from llmpilot.emulator.server import LOOPBACK, Emulator
@@ -53,7 +54,7 @@ def announce(emulator: Emulator) -> None:
         pace = f"fixed TTFT {options.fixed.ttft_ms:g} ms and ITL {options.fixed.itl_ms:g} ms, {pace}"
     say(
         f"EMULATOR, no GPU and no weights: {emulator.url} answers as {service.model_id} "
-        f"on {service.profile}, in {pace}. Ctrl-C stops it",
+        f"on {service.profile}, in {pace}. Ctrl-C stops it. It is {service.simulated_from}",
         style="bold yellow",
     )
     if options.host not in LOOPBACK:
@@ -109,10 +110,9 @@ def _service(cfg: DictConfig) -> EmulatedService:
     workload = load_workload(cfg.workload)
     memory = engine.memory(model, gpu)
     require_fit(model, gpu, memory, heaviest_request_tokens=1)
-    weight = cfg.max_batch_weight
-    if weight is None:
-        weight = engine.default_max_batch_weight(model, gpu)
-    if not isinstance(weight, int) or isinstance(weight, bool) or weight < 2:
-        raise ConfigError("max_batch_weight must be a whole number of at least 2", given=weight)
+    given = cfg.max_batch_weight
+    if given is not None:
+        given = whole_number(given, "max_batch_weight", least=2)
+    weight = weight_that_fits(engine, model, gpu, given)
     lengths = workload.sample(DRAWS, cfg.seed).output_tokens
     return describe(model, gpu, engine, weight, tuple(lengths.tolist()))

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -100,3 +101,31 @@ def test_impossible_options_name_their_key(options: list[str], said: str) -> Non
 def test_a_taken_port_is_an_error_with_a_cure() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(PilotError, match="port=0"):
         run(f"port={taken.getsockname()[1]}")
+
+
+def test_an_engine_of_today_in_real_time(tmp_path: Path) -> None:
+    """vLLM's scheduler on the real clock: a burst of prompts is cut into chunks, and no token is lost."""
+    command = [sys.executable, "-m", "llmpilot", "task=emulate", "+gpu=h100", "+model=llama_3_1_8b"]
+    command += ["engine=vllm", "engine.max_num_batched_tokens=512", "port=0", "result_file=r.json"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    try:
+        first = process.stdout.readline()
+        assert "vLLM" in first
+        url = re.search(r"http://\S+", first)[0]
+        bodies = [
+            {"model": "llama_3_1_8b", "prompt": list(range(1000)), "max_tokens": n, "ignore_eos": True}
+            for n in (20, 40, 60)
+        ]
+        with ThreadPoolExecutor() as pool:
+            answers = list(
+                pool.map(lambda body: httpx.post(f"{url}/v1/completions", json=body, timeout=60), bodies)
+            )
+        assert [answer.json()["usage"]["completion_tokens"] for answer in answers] == [20, 40, 60]
+        shown = httpx.get(f"{url}/metrics").text
+        assert re.search(r"vllm:generation_tokens_total\{.*\} 120", shown)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.communicate()
+    assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["requests"] == 3
