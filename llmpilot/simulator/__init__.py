@@ -2,7 +2,7 @@
 
 from llmpilot.simulator.batch import Batch, StepTime
 from llmpilot.simulator.batching import BatchingRule
-from llmpilot.simulator.schedulers import VllmRule
+from llmpilot.simulator.schedulers import SglangRule, TrtllmRule, VllmRule
 from llmpilot.simulator.scheduling import Outcome
 from llmpilot.simulator.service import SteppedService, TgisService, VirtualService
 from llmpilot.simulator.steptime import StepTimes
@@ -19,11 +19,13 @@ __all__ = [
     "BatchingRule",
     "Outcome",
     "RequestSource",
+    "SglangRule",
     "SimulatedRequests",
     "StepTime",
     "StepTimes",
     "SteppedService",
     "TgisService",
+    "TrtllmRule",
     "VirtualService",
     "VllmRule",
     "simulate_closed",

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from llmpilot.simulator import (
     Batch,
     Outcome,
+    SglangRule,
     SimulatedRequests,
     SteppedService,
+    TrtllmRule,
     VllmRule,
     simulate_closed,
     simulate_finite,
@@ -38,7 +40,28 @@ vllm_rules = st.builds(
     prefix_hit_share=st.sampled_from([0.0, 0.4, 1.0]),
     overlapped=st.booleans(),
 )
-rules = vllm_rules
+sglang_rules = st.builds(
+    SglangRule,
+    max_num_seqs=st.integers(1, 12),
+    max_num_batched_tokens=st.integers(5, 90),
+    max_prefill_tokens=st.integers(5, 90),
+    block_size=st.sampled_from([1, 4]),
+    chunked_prefill=st.booleans(),
+    mixed=st.booleans(),
+    conservativeness=st.sampled_from([0.01, 1.0, 2.0]),
+    prefix_hit_share=st.sampled_from([0.0, 0.4]),
+    overlapped=st.booleans(),
+)
+trtllm_rules = st.builds(
+    TrtllmRule,
+    max_num_seqs=st.integers(1, 12),
+    max_num_batched_tokens=st.integers(5, 90),
+    block_size=st.sampled_from([4, 32]),
+    chunked_prefill=st.booleans(),
+    prefix_hit_share=st.sampled_from([0.0, 0.4]),
+    overlapped=st.booleans(),
+)
+rules = vllm_rules | sglang_rules | trtllm_rules
 
 
 class Linear:
@@ -146,8 +169,14 @@ def check_all_served(oracle: Oracle) -> None:
     assert not oracle.ended & oracle.refused
     assert oracle.scheduler.gauges() == (0, 0, 0), "something leaked"
     for sequence in oracle.everyone:
-        longest = oracle.rule.longest_request_tokens(oracle.capacity, sequence.copies)
-        assert (sequence in oracle.refused) == (sequence.input_tokens + sequence.output_tokens > longest)
+        assert (sequence in oracle.refused) == refuses(oracle.rule, oracle.capacity, sequence)
+
+
+def refuses(rule: SchedulingRule, capacity: int, sequence: Sequence) -> bool:
+    longest = rule.longest_request_tokens(capacity, sequence.copies)
+    if isinstance(rule, TrtllmRule) and not rule.chunked_prefill:
+        longest = min(longest, rule.max_num_batched_tokens + sequence.output_tokens)
+    return sequence.input_tokens + sequence.output_tokens > longest
 
 
 @given(rules, st.integers(1, 800), arrivals_of)
@@ -261,7 +290,7 @@ def test_steps_taken_together_are_the_steps_one_by_one(
     rule: SchedulingRule, capacity: int, arrivals: Arrivals, overhead_ms: float
 ) -> None:
     # Who is refused hears so when a step ends, and many steps together end later.
-    arrivals = [row for row in arrivals if sum(row[:2]) <= rule.longest_request_tokens(capacity, row[2])]
+    arrivals = [row for row in arrivals if not refuses(rule, capacity, Sequence(0, *row))]
     assume(arrivals)
     arrivals.sort(key=lambda row: row[3])
     arrivals_ms = np.array([row[3] for row in arrivals])
@@ -370,3 +399,54 @@ def test_cached_prefixes_are_not_computed_but_held() -> None:
 def test_a_budget_too_small_for_the_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="max_num_batched_tokens=8 is smaller than max_num_seqs=9"):
         VllmRule(max_num_seqs=9, max_num_batched_tokens=8)
+
+
+def test_sglang_prefills_before_it_decodes() -> None:
+    rule = SglangRule(max_num_seqs=8, max_num_batched_tokens=20, overlapped=False)
+    arrivals: Arrivals = [(4, 9, 1, 0.0), (30, 2, 1, 0.5), (5, 2, 1, 0.5)]
+    first, second, third, fourth, *_ = batches_of(rule, 1000, arrivals)
+    assert first == Batch(0, 0, 4, 10.0, 1)
+    assert second == Batch(0, 0, 20, 20 * 10.5, 1), "the running one waits"
+    assert third == Batch(0, 0, 15, 10 * (20 + 5.5) + 15.0, 2), "the rest of the one, and the next"
+    assert fourth == Batch(3, 5 + 31 + 6)
+    mixed = batches_of(rule.model_copy(update={"mixed": True}), 1000, arrivals)
+    assert mixed[1] == Batch(1, 5, 19, 19 * 10, 1)
+
+
+def test_sglang_reserves_a_share_of_what_is_owed() -> None:
+    careless, careful = (
+        SglangRule(max_num_seqs=8, max_num_batched_tokens=100, conservativeness=c, overlapped=False)
+        for c in (0.1, 1.4)
+    )
+    arrivals: Arrivals = [(10, 60, 1, 0.0), (10, 60, 1, 0.5)]
+    waits = [run(rule, 120, arrivals) for rule in (careless, careful)]
+    ttft_us = [result.first_token_us[1] - result.sent_us[1] for result in waits]
+    assert ttft_us[1] > 10 * ttft_us[0], "the second waits for the first one's end"
+    pieces = [batch for batch in batches_of(careless, 120, arrivals) if batch.prefill_tokens]
+    assert len(pieces) == 3, "too little was reserved: the second is retracted, and computed anew"
+    assert pieces[2].prefill_tokens > 10
+    assert all(np.all(result.outcome == Outcome.OK) for result in waits)
+
+
+def test_trtllm_evicts_nobody_and_keeps_room_for_the_whole_output() -> None:
+    rule = TrtllmRule(max_num_seqs=8, max_num_batched_tokens=64, block_size=4, overlapped=False)
+    arrivals: Arrivals = [(8, 12, 1, 0.0), (8, 12, 1, 0.0)]
+    together = [batch.prefill_tokens for batch in batches_of(rule, 40, arrivals) if batch.prefill_tokens]
+    assert together == [16]
+    in_turn = batches_of(rule, 36, arrivals)
+    assert [batch.prefill_tokens for batch in in_turn if batch.prefill_tokens] == [8, 8]
+    assert max(batch.decodes for batch in in_turn) == 1
+
+
+def test_trtllm_prefills_whole_prompts_beside_decoding_or_chunks_of_whole_blocks() -> None:
+    rule = TrtllmRule(max_num_seqs=8, max_num_batched_tokens=30, block_size=8, overlapped=False)
+    arrivals: Arrivals = [(4, 9, 1, 0.0), (27, 2, 1, 0.5), (20, 2, 1, 0.5)]
+    whole = batches_of(rule, 1000, arrivals)
+    assert [batch.prefill_tokens for batch in whole[:3]] == [4, 27, 20]
+    assert whole[1].decodes == 1
+    chunked = batches_of(rule.model_copy(update={"chunked_prefill": True}), 1000, arrivals)
+    assert [batch.prefill_tokens for batch in chunked[:4]] == [4, 27, 20, 0]
+    long: Arrivals = [(4, 9, 1, 0.0), (40, 2, 1, 0.5)]
+    chunked = batches_of(rule.model_copy(update={"chunked_prefill": True}), 1000, long)
+    assert [batch.prefill_tokens for batch in chunked[:4]] == [4, 24, 16, 0]
+    assert run(rule, 1000, long).outcome.tolist() == [Outcome.OK, Outcome.TOO_LONG]
