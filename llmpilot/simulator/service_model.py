@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from llmpilot.config import Gpu, Model
 from llmpilot.simulator.factors import priors
-from llmpilot.simulator.schedulers import VllmRule
+from llmpilot.simulator.schedulers import SglangRule, TrtllmRule, VllmRule
 from llmpilot.simulator.service import SchedulingRule, SteppedService, VirtualService
 from llmpilot.simulator.service_settings import EngineName, ServiceSettings
 from llmpilot.simulator.step_model import StepModel
@@ -29,16 +29,21 @@ def simulated_service(
 
 def _rule(model: Model, settings: ServiceSettings) -> SchedulingRule:
     """Return the engine's rule; replicas of the attention layers are scheduled as one."""
-    return VllmRule(
-        max_num_seqs=settings.max_num_seqs * settings.data_parallel,
-        max_num_batched_tokens=settings.max_num_batched_tokens * settings.data_parallel,
-        block_size=settings.block_size,
-        chunked_prefill=settings.chunked_prefill,
-        prefix_caching=settings.prefix_caching,
-        prefix_hit_share=settings.prefix_hit_share,
-        overlapped=settings.overlapped,
-        max_positions=model.max_positions,
-    )
+    common = {
+        "max_num_seqs": settings.max_num_seqs * settings.data_parallel,
+        "max_num_batched_tokens": settings.max_num_batched_tokens * settings.data_parallel,
+        "block_size": settings.block_size,
+        "chunked_prefill": settings.chunked_prefill,
+        "prefix_hit_share": settings.prefix_hit_share,
+        "overlapped": settings.overlapped,
+        "max_positions": model.max_positions,
+    }
+    if settings.engine == "sglang":
+        whole = {} if settings.chunked_prefill else {"max_prefill_tokens": common["max_num_batched_tokens"]}
+        return SglangRule.model_validate(common | whole)
+    if settings.engine == "trtllm":
+        return TrtllmRule.model_validate(common)
+    return VllmRule.model_validate(common | {"prefix_caching": settings.prefix_caching})
 
 
 _kept: OrderedDict[tuple[str, str, ServiceSettings], OperatorStepTimes] = OrderedDict()

@@ -83,8 +83,9 @@ class PagedScheduler:
 
     def next_step(self) -> Step | None:
         """Return what the engine computes next, or None when it has nothing to do."""
+        late = bool(self._door or self._late_places)
         step = self.compose()
-        if self._door or self._late_places:
+        if late:
             self.learn()
             if step is None:  # nothing was in flight, so nothing was late
                 step = self.compose()
