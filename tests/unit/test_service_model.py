@@ -9,7 +9,9 @@ from llmpilot.simulator.service_model import simulated_service
 from llmpilot.simulator.service_settings import EngineName, service_settings
 
 
-@pytest.mark.parametrize("engine, rule", [("vllm", VllmRule), ("sglang", SglangRule), ("trtllm", TrtllmRule)])
+@pytest.mark.parametrize(
+    ("engine", "rule"), [("vllm", VllmRule), ("sglang", SglangRule), ("trtllm", TrtllmRule)]
+)
 def test_each_engine_schedules_by_its_own_rule_with_its_settings(
     engine: EngineName, rule: type[PagedRule]
 ) -> None:
