@@ -153,11 +153,14 @@ def _plain(name: str, values: pd.Series) -> list[Any]:
     missing = values.isna()
     if name in NUMBERS:
         numbers = pd.to_numeric(values, errors="coerce").astype("float64")
-        read = [None if np.isnan(number) else number for number in numbers.tolist()]
-        return [
-            None if nothing or (value is None and _says_nothing(given)) else given if value is None else value
-            for value, given, nothing in zip(read, values.tolist(), missing, strict=True)
-        ]
+        for row in np.flatnonzero(numbers.isna() & ~missing):
+            if not _says_nothing(values.iloc[row]):
+                raise MeasurementsError(
+                    f"the column {name} holds what is no number",
+                    given=f"{values.iloc[row]!r} in row {row}",
+                    cure="numbers only, without units or separators; empty where unknown",
+                )
+        return [None if np.isnan(number) else number for number in numbers.tolist()]
     plain: Callable[[Any], Any] = _yes_or_no if name in YES_OR_NO else _text
     if name == "spec_decode":  # "none" says that there is no speculative decoding
         plain = str
@@ -222,8 +225,9 @@ def _sharded(row: dict[str, Any]) -> dict[str, Any]:
     n, tp, pp, dp = (row.get(name) for name in ("n_gpus", "tp", "pp", "dp"))
     if n is None and tp is not None:
         row["n_gpus"] = n = tp * (pp or 1) * (dp or 1)
-    if n is None:
-        return row
+    sizes = (n, tp, pp, dp, row.get("ep"), row.get("moe_tp"))
+    if n is None or any(size is not None and not 1 <= size < np.inf for size in sizes):
+        return row  # what is impossible is refused later
     experts = (row.get("ep") or 1) * (row.get("moe_tp") or 1)
     if row.get("attention_dp") and dp == 1:
         row["attention_dp"] = False

@@ -27,10 +27,10 @@ GPUS = {
 }
 """Names that no option of the catalogue has, where they mean one type for certain."""
 PRECISIONS = (
-    (r"mxfp4|w4a16_mxfp4|w4a8_mxfp4", "mxfp4"),
+    (r"mxfp4", "mxfp4"),
     (r"nvfp4|fp4", "nvfp4"),
-    (r"fp8|f8|w8a8_fp8|e4m3", "fp8"),
-    (r"int4|awq|gptq|w4a16|4bit", "int4"),
+    (r"int4|awq|gptq|w4a|4bit", "int4"),
+    (r"fp8|f8|e4m3", "fp8"),
     (r"bf16|bfloat16|fp16|float16|half", "bf16"),
 )
 """First match wins. fp16 counts as bf16: the same bytes and rates."""

@@ -29,6 +29,7 @@ OPEN = "request rate"
 BATCH = "offline batch"
 AT_ONCE = "all requests at once"
 LOAD_KINDS = (CLOSED, OPEN, BATCH, AT_ONCE)
+"""Those that are understood; a row with another one is kept, and nothing can be done with it."""
 LENGTH_KINDS = ("fixed", "uniform", "mean", "dataset", "workload")
 
 PRECISIONS = ("bf16", "fp8", "nvfp4", "mxfp4", "int4")
@@ -72,7 +73,6 @@ COLUMNS = (
 )
 ONE_OF = {
     "measurement": KINDS,
-    "load_kind": LOAD_KINDS,
     "length_kind": LENGTH_KINDS,
     "precision": PRECISIONS,
     "kv_precision": KV_PRECISIONS,

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmpilot.dataset import (
     Measurements,
@@ -62,7 +64,6 @@ def test_all_columns_are_there_in_their_order_and_type() -> None:
         ({"failures": 1.2}, "failures"),
         ({"length_min_share": -0.1}, "length_min_share"),
         ({"precision": "fp12"}, "precision"),
-        ({"load_kind": "heavy"}, "load_kind"),
         ({"measurement": "guessed"}, "measurement"),
         ({"prefix_caching": "perhaps"}, "prefix_caching"),
         ({"model": None}, "model"),
@@ -157,15 +158,19 @@ def test_what_columns_do_not_say_follows_from_those_that_do() -> None:
             {"concurrency": 4},
             {"request_rate": 2.5},
             {"request_rate": "inf"},
+            {"load_kind": "Poisson"},
+            {"load_kind": "conversations"},
             load_kind=None,
             n_gpus=None,
             concurrency=None,
             dp=2,
         )
     ).table
-    assert found["load_kind"].tolist() == ["closed concurrency", "request rate", "all requests at once"]
-    assert found["request_rate"].isna().tolist() == [True, False, True]
-    assert found["n_gpus"].tolist() == [4, 4, 4]
+    kinds = found["load_kind"].tolist()
+    assert kinds[:3] == ["closed concurrency", "request rate", "all requests at once"]
+    assert kinds[3:] == ["request rate", "conversations"]
+    assert found["request_rate"].isna().tolist() == [True, False, True, True, True]
+    assert found["n_gpus"].tolist() == [4] * 5
 
 
 def test_gpus_are_tensor_times_pipeline_times_data_parallel() -> None:
@@ -204,6 +209,35 @@ def test_words_and_numbers_of_odd_files_are_read() -> None:
     assert found["spec_decode"].tolist() == ["none", None]
     assert found["n_gpus"].isna().all()
     assert found["source_row"].tolist() == ["3", None]
+
+
+ODD = st.one_of(
+    st.none(),
+    st.floats(),
+    st.integers(-3, 10**12),
+    st.booleans(),
+    st.text(max_size=8),
+    st.sampled_from(
+        ["nan", "True", "1,000", "-tp", "fp4", "inf", b"x", [1], pd.NA, pd.Timestamp("2025-01-01")]
+    ),
+)
+
+
+@given(st.dictionaries(st.sampled_from(COLUMNS), ODD, max_size=4))
+@settings(deadline=None)
+def test_whatever_a_row_says_is_read_or_refused_with_its_place(odd: dict[str, Any]) -> None:
+    rows = [ROW | {"notes": "family=InferenceX; cmd=vllm serve a/b -tp 2", "flag": "attention_dp;"}] * 2
+    given_rows = pd.DataFrame([rows[0], rows[1] | odd], dtype=object)
+    refused, found = "", None
+    try:
+        found = measurements_of(given_rows)
+    except MeasurementsError as error:
+        refused = str(error)
+    if found is None:
+        assert "row 0" in refused or "row 1" in refused
+    else:
+        assert len(found) == 2
+        pd.testing.assert_frame_equal(measurements_of(found.table).table, found.table)
 
 
 def test_a_table_without_rows_stays_one() -> None:
