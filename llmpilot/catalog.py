@@ -35,16 +35,22 @@ def gpus(names: Sequence[str] | None = None) -> dict[str, Gpu]:
 
 
 def gpu_profiles(names: Sequence[str] | None = None) -> list[Gpu]:
-    """Return every GPU profile that is sold: each GPU type in each count that has a price.
+    """Return every GPU profile with a price: each GPU type in each count that has one.
 
     Raises:
-        ConfigError: a name is no option of the gpu group, or its file is wrong.
+        ConfigError: a name is no option of the gpu group, its file is wrong, or none of those has a price.
     """
-    return [
+    profiles = [
         gpu.model_copy(update={"count": count})
         for gpu in gpus(names).values()
         for count in sorted(gpu.price_per_hour)
     ]
+    if names and not profiles:
+        raise ConfigError(
+            f"no price of {', '.join(names)} is known",
+            cure=f"give one in conf/gpu/{names[0]}.yaml, or with prices=FILE",
+        )
+    return profiles
 
 
 def models(names: Sequence[str] | None = None) -> dict[str, Model]:

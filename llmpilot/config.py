@@ -48,19 +48,35 @@ class Gpu(Facts):
     link: Literal["pcie3", "pcie4", "pcie5", "nvlink", "infinity-fabric"]
     link_gb_s: Rate
     price_per_hour: dict[PositiveInt, PositiveFloat]
+    """Count: $ per hour of a pod; empty where no list price is known."""
+    counts: tuple[PositiveInt, ...] = ()
+    """Counts that there are beside those with a price: they can be simulated, not ranked by cost."""
     price_source: str
     datasheet: str
     count: PositiveInt = 1
 
     @model_validator(mode="after")
-    def _count_is_sold(self) -> "Gpu":
-        if self.count not in self.price_per_hour:
-            sold = ", ".join(str(n) for n in sorted(self.price_per_hour))
+    def _count_is_there(self) -> "Gpu":
+        if not self.possible_counts:
+            raise ValueError(f"gpu.price_per_hour of {self.name} is empty, and so is gpu.counts: fill in one")
+        if self.count not in self.possible_counts:
+            there = ", ".join(str(n) for n in self.possible_counts)
+            what = "there is a price for" if self.price_per_hour else "a pod has"
             raise ValueError(
-                f"gpu.count={self.count} is not sold for {self.name}: there is a price for {sold}. "
+                f"gpu.count={self.count} is not sold for {self.name}: {what} {there}. "
                 f"Take one of these, or add a price: +gpu.price_per_hour.{self.count}=<$ per hour>"
             )
         return self
+
+    @property
+    def possible_counts(self) -> tuple[int, ...]:
+        """How many of these GPUs a pod may have, with a price or without."""
+        return tuple(sorted({*self.price_per_hour, *self.counts}))
+
+    @property
+    def priced(self) -> bool:
+        """Whether a price of this profile is known."""
+        return self.count in self.price_per_hour
 
     @property
     def label(self) -> str:
@@ -69,7 +85,17 @@ class Gpu(Facts):
 
     @property
     def cost_per_hour(self) -> float:
-        """Price of one pod with this profile [$ per hour]."""
+        """Price of one pod with this profile [$ per hour].
+
+        Raises:
+            ConfigError: no price of it is known.
+        """
+        if not self.priced:
+            raise ConfigError(
+                f"no price of {self.label} is known",
+                given=f"gpu.price_per_hour={self.price_per_hour}",
+                cure=f"give one: +gpu.price_per_hour.{self.count}=<$ per hour>",
+            )
         return self.price_per_hour[self.count]
 
 

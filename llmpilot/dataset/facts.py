@@ -12,7 +12,7 @@ from llmpilot import catalog
 from llmpilot.config import Gpu, Model
 
 NOT_OF_A_MODEL = {"name", "hf_id", "source"}
-NOT_OF_A_GPU = {"name", "count", "price_per_hour", "price_source", "datasheet"}
+NOT_OF_A_GPU = {"name", "count", "price_per_hour", "counts", "price_source", "datasheet"}
 
 Named = TypeVar("Named", Model, Gpu)
 
@@ -29,7 +29,7 @@ def fingerprint(thing: Model | Gpu) -> str:
 
 def single(gpu: Gpu) -> Gpu:
     """Return the profile with one GPU of this type; with the fewest that are sold, where that is more."""
-    return gpu.model_copy(update={"count": min(gpu.price_per_hour)})
+    return gpu.model_copy(update={"count": min(gpu.possible_counts)})
 
 
 def keyed(things: Iterable[Named], known: Mapping[str, Named]) -> dict[tuple[str, str], tuple[str, Named]]:

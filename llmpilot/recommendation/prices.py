@@ -52,6 +52,12 @@ def profiles_at(prices: Path | None, names: Sequence[str] | None = None) -> tupl
         for count in table:
             facts = {"price_per_hour": table, "price_source": source, "count": count}
             profiles.append(gpu.model_copy(update=facts))
+    if not profiles:
+        raise ConfigError(
+            f"no price of {', '.join(gpus)} is known",
+            given=f"catalog=[{', '.join(gpus)}]",
+            cure=f"prices=FILE gives one: {EXAMPLE}",
+        )
     return profiles, len(own)
 
 

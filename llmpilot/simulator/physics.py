@@ -5,7 +5,7 @@
 
 import json
 from functools import cache
-from math import exp, sqrt
+from math import exp, log2, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +98,11 @@ def predict(factors: Factors, model: Model, gpu: Gpu) -> Calibration:
     """Return the calibration that physics gives for one pair; figures to five digits, the same everywhere."""
     kind, n = group(model), gpu.count
     arch = gpu.architecture if f"host.{gpu.architecture}" in factors else "other"
-    parallel = min(4, n)
     host = factors[f"host.{arch}"]
 
     decoder_gb = (model.active_parameters_b - model.encoder_parameters_b) * model.weight_bytes_per_parameter
     read_ms = factors["weights"] * decoder_gb / (n * gpu.bandwidth_gb_s) * 1e3
-    launch_ms = factors[f"layer.{kind}"] * model.n_layers * host * factors[f"parallel.{parallel}"]
+    launch_ms = factors[f"layer.{kind}"] * model.n_layers * host * _of_count(factors, "parallel", n)
     # Launches hide behind reading where that takes longer, and the other way round, but not quite.
     decode_ms = sqrt(sqrt(read_ms**4 + launch_ms**4))
 
@@ -111,7 +110,9 @@ def predict(factors: Factors, model: Model, gpu: Gpu) -> Calibration:
     moving_ms = factors["context"] * kv_mb / min(n, model.kv_shards) * sqrt(3350 / gpu.bandwidth_gb_s)
     sequence_ms = factors[f"sequence.{kind}"] * host * factors.get(_sequence_host(gpu), 1.0)
     prefill_ms = (
-        factors[f"prefill.{kind}"] * factors[f"prefill_host.{arch}"] * factors[f"prefill_parallel.{parallel}"]
+        factors[f"prefill.{kind}"]
+        * factors[f"prefill_host.{arch}"]
+        * _of_count(factors, "prefill_parallel", n)
     ) * sqrt(model.n_layers / 32)
 
     input_b = model.encoder_parameters_b or model.active_parameters_b
@@ -132,6 +133,14 @@ def predict(factors: Factors, model: Model, gpu: Gpu) -> Calibration:
     }
     rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
     return Calibration(gpu=gpu.name, model=model.name, count=n, request_overhead_ms=OVERHEAD_MS, **rounded)
+
+
+def _of_count(factors: Factors, name: str, count: int) -> float:
+    """Return what tensor parallelism makes of a time; between counts that were measured, by their logs."""
+    below, above = (1, 2) if count <= 2 else (2, 4)
+    share = log2(min(count, 4) / below) if count < 4 else 1.0
+    less, more = factors[f"{name}.{below}"], factors[f"{name}.{above}"]
+    return less if share == 0 else more if share == 1 else less * (more / less) ** share
 
 
 def _cap(factors: Factors, model: Model, gpu: Gpu) -> float:

@@ -60,7 +60,7 @@ class Cell:
     @property
     def cost_per_hour(self) -> float | None:
         """Price of one pod [$ per hour]; None where it is not known what it runs on."""
-        return None if self.gpu is None else self.gpu.cost_per_hour
+        return self.gpu.cost_per_hour if self.gpu is not None and self.gpu.priced else None
 
     def start(self) -> AbstractContextManager[Endpoint]:
         """Start the service where it is to run; it ends with the context."""

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from llmpilot import interrupts, tracking
-from llmpilot.config import Tracking, parse, plain
+from llmpilot.config import Gpu, Tracking, parse, plain
 from llmpilot.console import note
 from llmpilot.deploy.external import ServiceError
 from llmpilot.errors import ConfigError, TrackingError
@@ -33,6 +33,7 @@ from llmpilot.tune.plan import (
     next_step,
 )
 from llmpilot.tune.plots import write_plots
+from llmpilot.tune.settings import COST
 from llmpilot.tune.tracked import (
     METRIC_BEST,
     METRIC_NOISE,
@@ -156,7 +157,7 @@ def search(tuning: Tuning, run_id: str | None) -> str:
                     settings,
                     weight,
                     sla=cell.sla,
-                    cost_per_hour=cell.facts_known[1].cost_per_hour,
+                    cost_per_hour=_price(cell.facts_known[1], settings),
                     seed=step.seed,
                     question=step.question,
                     limit=limit_of(study.seen(), settings),
@@ -251,3 +252,8 @@ def _keep(cfg: DictConfig, tuning: Tuning, result: Result, *, optuna_pages: bool
         outcome = "infeasible" if best is None else "feasible"
         tags = {TAG_STOPPED: result["stopped_because"], tracking.TAG_OUTCOME: outcome}
         tuning.tracker.finish_study(result["run_id"], metrics, tags, folder)
+
+
+def _price(gpu: Gpu, settings: Tuner) -> float | None:
+    """Return the price of the profile; None where none is known and none is needed."""
+    return gpu.cost_per_hour if gpu.priced or settings.objective == COST else None

@@ -66,7 +66,7 @@ def measure(
     weight: int,
     *,
     sla: Sla,
-    cost_per_hour: float,
+    cost_per_hour: float | None,
     seed: int,
     question: Question,
     limit: Limit = lambda _: None,
@@ -101,7 +101,9 @@ def measure(
 class _Trial:
     """A trial's way over its levels, and what has been seen on it so far."""
 
-    def __init__(self, traffic: Traffic, settings: Tuner, sla: Sla, cost_per_hour: float, seed: int) -> None:
+    def __init__(
+        self, traffic: Traffic, settings: Tuner, sla: Sla, cost_per_hour: float | None, seed: int
+    ) -> None:
         self._traffic, self._settings, self._sla = traffic, settings, sla
         self._workload = replace(traffic, seed=seed)
         self._cost_per_hour = cost_per_hour

@@ -72,6 +72,18 @@ def test_the_engine_takes_the_best_it_has_and_says_so(tmp_path: Path) -> None:
     )
 
 
+def test_physics_knows_any_number_of_gpus() -> None:
+    factors, gpu = physics.shipped_factors(), catalog.gpus()["h100"]
+    model = catalog.models()["llama_3_1_70b"]
+    two, three, four, five, eight = (
+        physics.predict(factors, model, gpu.model_copy(update={"count": count})) for count in (2, 3, 4, 5, 8)
+    )
+    assert two.decode_ms > three.decode_ms > four.decode_ms > five.decode_ms > eight.decode_ms
+    assert two.max_batch_weight < three.max_batch_weight < four.max_batch_weight
+    low, high = sorted((two.prefill_ms, four.prefill_ms))
+    assert low <= three.prefill_ms <= high
+
+
 def test_physics_covers_the_whole_catalogue() -> None:
     factors = physics.shipped_factors()
     for model in catalog.models().values():

@@ -52,9 +52,18 @@ def test_options_are_all_there() -> None:
         "h100",
         "h200",
         "b200",
+        "b300",
+        "gb200",
+        "gb300",
+        "gh200",
+        "h20",
         "l4",
         "l40s",
+        "mi250",
         "mi300x",
+        "mi325x",
+        "rtx_4090",
+        "rtx_pro_6000",
     }
     assert len(MODELS) == 27
     assert set(PAPER_MODELS) <= set(MODELS)
@@ -66,11 +75,20 @@ def test_gpu_is_plausible(gpu: Gpu) -> None:
     assert 16 <= gpu.memory_gb <= 288
     assert 250 <= gpu.bandwidth_gb_s <= 10_000
     # dense throughput per byte of bandwidth: a figure with sparsity would stand out
-    assert 100 <= 1000 * gpu.tflops_fp16 / gpu.bandwidth_gb_s <= 430
+    least = 35 if gpu.name == "H20" else 100  # whose compute is cut
+    assert least <= 1000 * gpu.tflops_fp16 / gpu.bandwidth_gb_s <= 430
+    for slower, faster in ((gpu.tflops_fp16, gpu.tflops_fp8), (gpu.tflops_fp8, gpu.tflops_fp4)):
+        assert faster is None or slower is not None
+        assert faster is None or faster / slower in (pytest.approx(2, rel=0.02), 3)  # Blackwell Ultra's FP4
     expected = {"pcie3": 32, "pcie4": 64, "pcie5": 128}
     assert gpu.link_gb_s == expected.get(gpu.link, gpu.link_gb_s)
-    assert "http" in gpu.datasheet
-    assert "2023" in gpu.price_source or "2025" in gpu.price_source
+    assert "http" in gpu.datasheet or "does not publish" in gpu.datasheet
+    if not gpu.price_per_hour:
+        assert gpu.counts
+        assert not gpu.priced
+        assert "no list price" in gpu.price_source
+        return
+    assert any(year in gpu.price_source for year in ("2023", "2025", "2026"))
     assert "paper" in gpu.price_source or "not re-checked" in gpu.price_source
 
 
@@ -173,6 +191,20 @@ def test_composed_nodes_become_objects() -> None:
     assert catalog.build_gpu(config.gpu).cost_per_hour == 16.385
     assert catalog.build_model(config.model) == MODELS["starcoder"]
     assert catalog.build_gpu(repriced.gpu).cost_per_hour == 2.5
+
+
+def test_a_gpu_without_a_price_is_simulated_but_not_ranked() -> None:
+    gpu = catalog.build_gpu(GPUS["gb200"].model_dump() | {"count": 4})
+    assert gpu.label == "4 x GB200"
+    with pytest.raises(ConfigError, match=r"no price of 4 x GB200 is known[\s\S]*price_per_hour\.4="):
+        _ = gpu.cost_per_hour
+    assert "GB200" not in {profile.name for profile in catalog.gpu_profiles()}
+    with pytest.raises(ConfigError, match="no price of gb200 is known"):
+        catalog.gpu_profiles(["gb200"])
+    with pytest.raises(ConfigError, match=r"gpu.count=5 is not sold for GB200: a pod has 1, 2"):
+        catalog.build_gpu(GPUS["gb200"].model_dump() | {"count": 5})
+    with pytest.raises(ConfigError, match="price_per_hour of GB200 is empty, and so is"):
+        catalog.build_gpu(GPUS["gb200"].model_dump() | {"counts": []})
 
 
 def test_count_without_a_price_is_refused() -> None:
