@@ -15,6 +15,8 @@ NumberFormat = Literal["bf16", "fp8", "fp8_block", "nvfp4", "mxfp4", "int4", "in
 """How weights are stored and multiplied. `fp8`: one scale a tensor, channel or token; `fp8_block`: one for
 each 128 x 128 weights (DeepSeek's); `nvfp4`, `mxfp4`: 4-bit floats with a scale for each 16 or 32; `int4`:
 integers with a scale a group, multiplied as bf16; `int8`: weights and activations."""
+Precision = Literal["bf16", "fp8", "nvfp4", "mxfp4", "int4"]
+"""What a checkpoint is said to be quantized to; which matrices that means is `conventional_formats`."""
 KvFormat = Literal["bf16", "fp8"]
 KV_BYTES: dict[str, float] = {"bf16": 2.0, "fp8": 1.0}
 """Bytes of a number in the KV cache."""
@@ -359,7 +361,7 @@ def parameters_by_group(layers: Iterable[Parts], d_model: int) -> dict[str, int]
     return {group: size for group, size in found.items() if size}
 
 
-def conventional_formats(precision: str, layers: Iterable[Parts], fp8: NumberFormat = "fp8") -> Formats:
+def conventional_formats(precision: Precision, layers: Iterable[Parts], fp8: NumberFormat = "fp8") -> Formats:
     """Return what is quantized in a checkpoint that says a precision and no more; the output head never is.
 
     fp8 and int4: all matrices of layers. mxfp4: where there are experts, only those (gpt-oss). nvfp4: where

@@ -11,9 +11,11 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
+from llmpilot.architecture import Precision
 from llmpilot.config import Gpu, Model, parse, plain
 from llmpilot.errors import ConfigError, did_you_mean
 from llmpilot.hf_config import model_from_hf_config
+from llmpilot.hub import option_of
 
 FROM_HF_CONFIG = "hf"  # the option of the model group that describes no model, but derives one
 
@@ -60,6 +62,24 @@ def models(names: Sequence[str] | None = None) -> dict[str, Model]:
         ConfigError: a name is no option of the model group, or its file is wrong.
     """
     return {name: parse(Model, _load("model", name), "model") for name in _chosen("model", names)}
+
+
+def model_by_hf_id(hf_id: str) -> tuple[str, Precision | None] | None:
+    """Return the option that a Hugging Face id names and the precision it is repackaged in, or None.
+
+    E.g. `nvidia/DeepSeek-R1-NVFP4` is deepseek_v3 in nvfp4; a precision of None is that of the option's own
+    checkpoint.
+    """
+    return option_of(hf_id, models().items())
+
+
+def model_of_hf_id(hf_id: str) -> Model | None:
+    """Return the model that a Hugging Face id names, in the precision it is repackaged in, or None."""
+    found = model_by_hf_id(hf_id)
+    if found is None:
+        return None
+    option, precision = found
+    return models([option])[option].at_precision(precision).model_copy(update={"hf_id": hf_id})
 
 
 def models_in_folder(path: str | Path) -> tuple[dict[str, Model], dict[str, ConfigError]]:

@@ -19,7 +19,21 @@ from pydantic import (
     model_validator,
 )
 
-from llmpilot.architecture import KV_BYTES, Attention, Experts, Formats, KvFormat, LayerKind, Mixer, Mlp
+from llmpilot.architecture import (
+    BYTES,
+    KV_BYTES,
+    Attention,
+    Experts,
+    Formats,
+    KvFormat,
+    LayerKind,
+    Mixer,
+    Mlp,
+    Parts,
+    Precision,
+    conventional_formats,
+    parameters_by_group,
+)
 from llmpilot.errors import ConfigError, did_you_mean
 from llmpilot.schema import Facts, NonNegative, Rate, Share
 
@@ -109,6 +123,8 @@ class Model(Facts):
 
     name: str
     hf_id: str
+    aliases: tuple[str, ...] = ()
+    """Hugging Face ids of other checkpoints with the same architecture: later versions, fine-tuned ones."""
     architecture: str
     parameters_b: PositiveFloat
     active_parameters_b: PositiveFloat
@@ -213,6 +229,46 @@ class Model(Facts):
             * max(1.0, gpus / mixer.kv_shards)
             for count, mixer in self._mixers
         )
+
+    @property
+    def _parts(self) -> list[Parts]:
+        return [(kind.count, kind.mixers, kind.feed_forward) for kind in self.layer_kinds]
+
+    @property
+    def precision(self) -> str:
+        """What most weights of the layers are stored in; fp8 however it is scaled."""
+        sizes = parameters_by_group(self._parts, self.d_model)
+        form: str = getattr(self.formats, max(sizes, key=lambda group: sizes[group]))
+        return "fp8" if form.startswith("fp8") else form
+
+    def at_precision(self, precision: Precision | None, kv_precision: KvFormat | None = None) -> "Model":
+        """Return the model with weights and KV cache in other number formats; null: as they are.
+
+        What is quantized follows convention (`conventional_formats`): embeddings, output head, routers and
+        norms never are. The name says what is not as in the checkpoint.
+
+        Raises:
+            ConfigError: the model is an encoder-decoder, which engines serve as it is.
+        """
+        facts: dict[str, Any] = {}
+        if precision is not None and precision != self.precision:
+            if self.encoder_decoder:
+                raise ConfigError(
+                    f"{self.name} is an encoder-decoder: engines serve those as they are",
+                    given=f"precision={precision}",
+                    cure="precision=null",
+                )
+            formats = conventional_formats(precision, self._parts, self.fp8_format)
+            sizes = parameters_by_group(self._parts, self.d_model)
+            saved = sum(size * (2.0 - BYTES[getattr(formats, group)]) for group, size in sizes.items())
+            facts |= {
+                "name": f"{self.name}_{precision}",
+                "formats": formats,
+                "weight_bytes_per_parameter": round(2.0 - saved / (self.parameters_b * 1e9), 4),
+            }
+        if kv_precision is not None and kv_precision != self.kv_format:
+            facts |= {"name": f"{facts.get('name', self.name)}_kv_{kv_precision}", "kv_format": kv_precision}
+        return self.model_copy(update=facts) if facts else self
 
     @property
     def weight_bytes(self) -> float:

@@ -143,6 +143,7 @@ FAMILIES: dict[str, Family] = {
     "step3p7": replace(LLAMA, qk_norm="head", router_bias=True),
     "nemotron_h": replace(MAMBA, layout="nemotron_h", norms=1, gated=False, router_bias=True),
     "nemotron-nas": replace(LLAMA, layout="nas"),
+    "aquila": LLAMA,
     "deci": LLAMA,
     "granitemoehybrid": replace(MAMBA, tied=True),
     "falcon_h1": MAMBA,

@@ -21,6 +21,7 @@ from llmpilot.architecture import (
     LinearAttention,
     Mixer,
     NumberFormat,
+    Precision,
     conventional_formats,
     parameters_by_group,
 )
@@ -85,7 +86,7 @@ def plain_weights() -> Weights:
 
 def _by_name(config: Mapping[str, Any], counts: Counts, hf_id: str) -> Weights:
     words = set(re.split(r"[-_.]", hf_id.rpartition("/")[2].upper()))
-    precision = "nvfp4" if words & {"NVFP4", "FP4"} else "fp8" if "FP8" in words else None
+    precision: Precision | None = "nvfp4" if words & {"NVFP4", "FP4"} else "fp8" if "FP8" in words else None
     if precision is None:
         return plain_weights()
     d = read_integer(config, "hidden_size")

@@ -20,7 +20,7 @@ def _configs(folder: str) -> dict[str, dict[str, Any]]:
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
-# Of the catalogue's models: configs, and parameters and active parameters [1e9].
+# Of the catalogue's older models: configs, and parameters and active parameters [1e9].
 CONFIGS = _configs("catalogue")
 PUBLISHED = {name: float(row["total_1e9"]) for name, row in _PARAMETERS.items() if name in CONFIGS}
 PUBLISHED_ACTIVE = {
@@ -32,7 +32,7 @@ PUBLISHED_ACTIVE = {
 OTHERS = {
     name: (config, float(_PARAMETERS[name]["total_1e9"])) for name, config in _configs("others").items()
 }
-# LLMs of today, by org--name: those of parameters.csv have their makers' totals, vision towers and all.
+# Others by org--name, most of them of today: the totals are their makers', vision towers and all.
 MODERN = _configs("modern")
 PUBLISHED_MODERN = {
     name: (float(row["total_1e9"]), float(row["active_1e9"] or row["total_1e9"]))

@@ -65,7 +65,7 @@ def test_options_are_all_there() -> None:
         "rtx_4090",
         "rtx_pro_6000",
     }
-    assert len(MODELS) == 27
+    assert len(MODELS) == 71
     assert set(PAPER_MODELS) <= set(MODELS)
     assert (catalog.conf_dir() / "model" / "hf.yaml").is_file()
 
@@ -257,3 +257,60 @@ def test_a_folder_of_configs_is_read_and_what_is_not_understood_is_said(tmp_path
         catalog.models_in_folder(nested)
     with pytest.raises(ConfigError, match="is no folder"):
         catalog.models_in_folder(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("hf_id", "option", "precision"),
+    [
+        ("Qwen/Qwen3-32B", "qwen3_32b", None),
+        ("qwen/QWEN3-32b", "qwen3_32b", None),
+        ("meta-llama/Llama-3.1-70B", "llama_3_1_70b", None),
+        ("meta-llama/Llama-3.3-70B-Instruct", "llama_3_1_70b", None),
+        ("deepseek-ai/DeepSeek-R1", "deepseek_v3", None),
+        ("nvidia/DeepSeek-R1-NVFP4", "deepseek_v3", "nvfp4"),
+        ("nvidia/Llama-3.1-8B-Instruct-FP8", "llama_3_1_8b", "fp8"),
+        ("nvidia/Llama-3.3-70B-Instruct-FP4", "llama_3_1_70b", "nvfp4"),
+        ("amd/Llama-3.1-405B-Instruct-FP8-KV", "llama_3_1_405b", "fp8"),
+        ("RedHatAI/Meta-Llama-3.1-70B-Instruct-quantized.w4a16", "llama_3_1_70b", "int4"),
+        ("RedHatAI/Llama-3.1-8B-Instruct-FP8-dynamic", "llama_3_1_8b", "fp8"),
+        ("Qwen/Qwen2.5-72B-Instruct-GPTQ-Int4", "qwen2_5_72b", "int4"),
+        ("Qwen/Qwen3-235B-A22B-FP8", "qwen3_235b_a22b", "fp8"),
+        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-NVFP4", "nemotron_3_nano_30b_a3b", "nvfp4"),
+    ],
+)
+def test_a_hugging_face_id_names_its_option(hf_id: str, option: str, precision: str | None) -> None:
+    assert catalog.model_by_hf_id(hf_id) == (option, precision)
+    model = catalog.model_of_hf_id(hf_id)
+    assert model is not None
+    assert model.hf_id == hf_id
+    assert precision in (None, model.precision)
+
+
+@pytest.mark.parametrize("hf_id", ["nobody/nothing", "Qwen3-32B", "", "a/b/c", "RedHatAI/Llama-3.1-8B-w8a8"])
+def test_what_names_no_option_is_not_guessed(hf_id: str) -> None:
+    assert catalog.model_by_hf_id(hf_id) is None
+    assert catalog.model_of_hf_id(hf_id) is None
+
+
+def test_ids_are_of_one_option_each() -> None:
+    ids = [known.lower() for model in MODELS.values() for known in (model.hf_id, *model.aliases)]
+    assert len(set(ids)) == len(ids)
+
+
+def test_precision_changes_what_convention_quantizes() -> None:
+    dense, sparse = MODELS["qwen3_32b"], MODELS["deepseek_v3"]
+    assert dense.at_precision(None) is dense
+    assert sparse.at_precision("fp8") is sparse  # as its maker stores it
+    assert (dense.precision, sparse.precision) == ("bf16", "fp8")
+    half = dense.at_precision("fp8", "fp8")
+    assert (half.name, half.kv_format) == ("qwen3_32b_fp8_kv_fp8", "fp8")
+    assert half.formats.mlp == half.formats.attention == "fp8_block"
+    embeddings = 4 * dense.vocabulary_size * dense.d_model
+    assert half.weight_bytes == pytest.approx((dense.weight_bytes - embeddings) / 2 + embeddings, rel=0.001)
+    assert half.sequence_bytes(1000) == dense.sequence_bytes(1000) / 2
+    four = sparse.at_precision("nvfp4")
+    assert (four.formats.experts, four.formats.mlp, four.formats.attention) == ("nvfp4", "nvfp4", "bf16")
+    assert four.weight_bytes == pytest.approx(397e9, rel=0.01)  # of nvidia/DeepSeek-R1-NVFP4
+    assert sparse.at_precision("bf16").weight_bytes_per_parameter == 2.0
+    with pytest.raises(ConfigError, match="encoder-decoder"):
+        MODELS["flan_t5_xl"].at_precision("fp8")

@@ -12,6 +12,7 @@ ORDER = [
     "architecture",
     "config",
     "hf_config",
+    "hub",
     "catalog",
     "workload",
     "sizing",
