@@ -40,7 +40,7 @@ ALIASES = {"model.weights": "engine.weights"}
 """Keys that may be spelled another way: random weights are asked for of the model, but made by the server."""
 READ = (
     *("dataset", "prices", "raw", "data", "trace.path", "load.trace.path", "workload.model", "model.config"),
-    *("engine.calibration", "engine.binary", "engine.model_path"),
+    *("engine.calibration", "engine.binary", "engine.model_path", "gpu.profile"),
 )
 WRITTEN = ("output", "refresh", "samples_file", "predictions_file", "manifest", "send_log", "script")
 """Keys of files, of whatever task has them. An option's name among them (published, auto) does no harm."""

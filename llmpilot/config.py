@@ -48,7 +48,7 @@ class Gpu(Facts):
 
     Figures are per GPU and from the vendor's datasheet; TFLOPs are dense (without sparsity) tensor rates,
     None where the hardware has no such unit; `link_gb_s` is the bandwidth between two GPUs of the pod, both
-    directions together.
+    directions together. `profile` is a file of task=profile: operators measured on this very GPU.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Gpu(Facts):
     price_source: str
     datasheet: str
     count: PositiveInt = 1
+    profile: str | None = None
 
     @model_validator(mode="after")
     def _count_is_there(self) -> "Gpu":

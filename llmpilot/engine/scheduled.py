@@ -5,7 +5,7 @@ import json
 from abc import abstractmethod
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
@@ -17,6 +17,9 @@ from llmpilot.simulator import VirtualService
 from llmpilot.simulator.service_model import simulated_service
 from llmpilot.simulator.service_settings import NEWEST, EngineName, ServiceSettings, service_settings
 from llmpilot.sizing import MemoryPlan
+
+if TYPE_CHECKING:
+    from llmpilot.operators.profile import ProfiledOperators
 
 ACCURACY = Path(simulator.__file__).parent / "fitted" / "accuracy.json"
 LEAST_STEP_TOKENS, MOST_STEP_TOKENS, LEAST_REQUESTS = 256, 16_384, 16
@@ -141,13 +144,24 @@ class ScheduledEngine(StartedEngine):
 
     def simulated_facts(self, model: Model, gpu: Gpu) -> dict[str, Any]:
         """Return the settings with all defaults filled in, and the version that is simulated."""
-        return {"service": self.settings(gpu).model_dump() | {"version": self.simulated_version}}
+        facts = {"service": self.settings(gpu).model_dump() | {"version": self.simulated_version}}
+        if gpu.profile is not None:
+            facts["gpu_profile"] = {"content_hash": _profiled(gpu).profile.content_hash}
+        return facts
 
     def simulated_from(self, model: Model, gpu: Gpu) -> str:
         """Return in words what is simulated, from which data, and how far off it is to be expected."""
         known = f"{self.label} {self.simulated_version}"
         text = f"{known}, from operator times of its kernels and published measurements of today's engines"
+        if gpu.profile is not None:
+            text += f", with operators measured on the GPU itself, {_profiled(gpu).summary()}"
         return f"{text}; {off}" if (off := expected_errors()) else text
+
+
+def _profiled(gpu: Gpu) -> "ProfiledOperators":
+    from llmpilot.operators.profile import profiled_operators  # slow to import, seldom needed
+
+    return profiled_operators(gpu)
 
 
 def _powers_of_two(least: int, most: int) -> list[int]:

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt
 
 from llmpilot.config import Gpu, Model, NonNegative, Share
 from llmpilot.engine.inference import InferenceEngine
+from llmpilot.errors import ConfigError
 from llmpilot.simulator import BatchingRule, TgisService, VirtualService
 from llmpilot.simulator.calibration import (
     MAX_WAITING_STEPS,
@@ -55,8 +56,14 @@ class TgisEngine(InferenceEngine):
         """Return the pair's calibration, and in words where it comes from.
 
         Raises:
-            ConfigError: `calibration` names a file that is no table of calibrations.
+            ConfigError: `calibration` names a file that is no table of calibrations, or there is gpu.profile.
         """
+        if gpu.profile is not None:
+            raise ConfigError(
+                "engine=tgis is simulated without operators: gpu.profile would change nothing",
+                given=f"gpu.profile={gpu.profile}",
+                cure="engine=vllm, or leave gpu.profile out",
+            )
         pair = (model.name, gpu.name, gpu.count)
         if self.calibration not in ("auto", "physics"):
             own = _read(Path(self.calibration).expanduser())

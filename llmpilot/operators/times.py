@@ -38,7 +38,17 @@ KIN = {
 
 
 def operators_for(gpu: Gpu) -> "Operators":
-    """Return the operator times of a GPU type: its own constants where it has any, universal ones else."""
+    """Return the operator times of a GPU type: its own constants where it has any, universal ones else.
+
+    With `gpu.profile`, what was measured on this very GPU comes first.
+
+    Raises:
+        ConfigError: `gpu.profile` is no file that task=profile wrote.
+    """
+    if gpu.profile is not None:
+        from llmpilot.operators.profile import profiled_operators  # it fits: slow to import, seldom needed
+
+        return profiled_operators(gpu).operators
     fitted = _fitted()
     return Operators(gpu, fitted["gpus"].get(KIN.get(gpu.name, gpu.name), {}), fitted["universal"])
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Run
 
 from llmpilot import profile_gpu
 from llmpilot.tasks.profile import SCRIPT
@@ -116,3 +117,33 @@ def test_an_interruption_keeps_what_was_measured(workdir: Path, number: signal.S
     profile = json.loads((workdir / "my_cpu.json").read_text())
     assert not profile["complete"]
     assert list(workdir.glob(".my_cpu*")) == []
+
+
+def test_a_profile_changes_what_is_simulated_and_the_first_line_says_how(run: Run, workdir: Path) -> None:
+    rows = [
+        {"operator": "gemm", "format": "bf16", "timed": "graph", **item.shape, "time_us": 1e6}
+        for item in profile_gpu.plan()
+        if (item.operator, item.format) == ("gemm", "bf16")
+    ]
+    facts = {"schema": profile_gpu.SCHEMA, "schema_version": profile_gpu.VERSION, "complete": True}
+    gpu = {"name": "NVIDIA H100 80GB HBM3", "kind": "nvidia"}
+    (workdir / "slow.json").write_text(json.dumps(facts | {"gpu": gpu, "rows": rows}))
+    line = ["+gpu=h100", "+model=llama_3_1_8b", "engine=vllm", "tuner=none", "load.users=[1]"]
+    line += ["load.duration_s=20", "workload=fixed", "workload.input_tokens=64", "workload.output_tokens=8"]
+    ran = run(*line, "gpu.profile=slow.json", "result_file=slow.result.json")
+    assert ran.code == 0, ran.err
+    assert "slow.json (NVIDIA H100 80GB HBM3): gemm in bf16" in ran.out
+    assert run(*line, "result_file=fast.result.json").code == 0
+    times = [json.loads(Path(f"{name}.result.json").read_text())["levels"][0] for name in ("slow", "fast")]
+    assert times[0]["itl_ms"]["p50"] > 3 * times[1]["itl_ms"]["p50"]
+
+
+def test_a_profile_that_cannot_be_used_is_one_message(run: Run, workdir: Path) -> None:
+    (workdir / "bad.json").write_text("{}")
+    for engine, words in (("vllm", "bad.json: schema"), ("tgis", "without operators")):
+        ran = run("+gpu=h100", "+model=llama_3_1_8b", f"engine={engine}", "gpu.profile=bad.json")
+        assert ran.code == 2
+        assert words in ran.err
+        assert "Traceback" not in ran.err
+    ran = run("+gpu=h100", "+model=llama_3_1_8b", "gpu.profile=bad.json", "result_file=bad.json")
+    assert "would overwrite gpu.profile" in ran.err
