@@ -6,12 +6,12 @@ The folder of configuration files is found here. What Hydra composes is none of 
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from omegaconf import DictConfig
 
-from llmpilot.architecture import Precision
+from llmpilot.architecture import KvFormat, Precision
 from llmpilot.config import Gpu, Model, parse, plain
 from llmpilot.errors import ConfigError, did_you_mean
 from llmpilot.hf_config import model_from_hf_config
@@ -138,6 +138,24 @@ def build_model(node: DictConfig | dict[str, Any]) -> Model:
             cure="+model=hf model.config=path/to/config.json",
         )
     return model_from_hf_config(path, overrides=facts)
+
+
+def served_model(config: DictConfig) -> Model:
+    """Return the model of a composed configuration in the number formats that it asks for.
+
+    Raises:
+        ConfigError: as `build_model`, or there is no such precision.
+    """
+    asked = {key: plain(config.get(key)) for key in ("precision", "kv_precision")}
+    for key, known in (("precision", get_args(Precision)), ("kv_precision", get_args(KvFormat))):
+        if asked[key] is not None and asked[key] not in known:
+            raise ConfigError(
+                f"there is no {key} {asked[key]!r}",
+                given=f"{key}={asked[key]}",
+                cure=f"{did_you_mean(str(asked[key]), known)}there are {', '.join(known)}; "
+                "null is what the checkpoint says",
+            )
+    return build_model(config.model).at_precision(asked["precision"], asked["kv_precision"])
 
 
 def root_keys(task: str) -> set[str]:

@@ -27,6 +27,7 @@ from llmpilot.config import plain
 from llmpilot.console import note
 from llmpilot.errors import ConfigError, PilotError, TrackingError, did_you_mean
 from llmpilot.files import require_apart, require_writable, write_result
+from llmpilot.hub_overrides import name_options
 from llmpilot.runfolder import ROOT
 from llmpilot.secrets import redact, secret_values
 from llmpilot.sweep import Sweep
@@ -124,6 +125,7 @@ def _hydra_main(state: _State) -> None:
             LLMPILOT_SWEEP_DIR=folder,
         ),
     ):
+        sys.argv[1:] = name_options(sys.argv[1:], Path(folder))
         hydra.main(version_base="1.3", config_path=str(catalog.conf_dir()), config_name="config")(job)()
 
 

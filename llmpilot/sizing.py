@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from llmpilot.architecture import KV_BYTES
 from llmpilot.config import Gpu, Model
 from llmpilot.errors import DoesNotFitError
 
@@ -32,29 +33,40 @@ class MemoryPlan:
         return f"{room} for the KV cache, at {per_token} per token: {self.kv_capacity_tokens:,} tokens"
 
 
-def kv_bytes_on_profile(model: Model, gpu: Gpu) -> float:
-    """Return the KV bytes of one token summed over the profile's GPUs.
+def kv_bytes_on_profile(model: Model, gpu: Gpu, context_tokens: float | None = None) -> float:
+    """Return the bytes that sequences keep for each of their tokens, summed over the profile's GPUs.
 
-    Tensor parallelism splits the cache by KV heads; with fewer heads than GPUs (multi-query, latent
-    attention) each head is kept more than once.
+    `context_tokens`: how long the sequences are, on average: windows fill up and states count once, so that a
+    token of a long sequence costs less. None: what one more token of a long context adds. Tensor parallelism
+    splits the cache by KV heads; with fewer heads than GPUs (multi-query, latent attention) each head is kept
+    more than once.
     """
-    copies = max(1.0, gpu.count / model.kv_shards)
-    return model.kv_bytes_per_token * copies
+    if context_tokens is None:
+        copies = max(1.0, gpu.count / model.kv_shards)
+        return model.kv_bytes_per_token * KV_BYTES[model.kv_format] / 2 * copies
+    return model.sequence_bytes(context_tokens, gpus=gpu.count) / context_tokens
 
 
 def plan_memory(
-    model: Model, gpu: Gpu, *, memory_utilization: float = 0.95, reserve_gb_per_gpu: float = 0.5
+    model: Model,
+    gpu: Gpu,
+    *,
+    memory_utilization: float = 0.95,
+    reserve_gb_per_gpu: float = 0.5,
+    context_tokens: float | None = None,
 ) -> MemoryPlan:
     """Return where the memory goes when `model` is sharded over the profile.
 
     `memory_utilization` is the share of the memory that an engine takes; `reserve_gb_per_gpu` is what
-    the runtime (CUDA context, activations) keeps of it.
+    the runtime (CUDA context, activations) keeps of it. `context_tokens`: how long sequences are on average,
+    which decides what a token takes (`kv_bytes_on_profile`); None: so long that windows and states do not
+    count.
     """
     total_gb = gpu.count * gpu.memory_gb
     usable_gb = total_gb * memory_utilization
     reserve_gb = gpu.count * reserve_gb_per_gpu
     weights_gb = model.weight_bytes / GB
-    kv_bytes = kv_bytes_on_profile(model, gpu)
+    kv_bytes = kv_bytes_on_profile(model, gpu, context_tokens)
     room_bytes = (usable_gb - weights_gb - reserve_gb) * GB
     return MemoryPlan(
         total_gb, usable_gb, weights_gb, reserve_gb, kv_bytes, max(0, int(room_bytes // kv_bytes))

@@ -75,7 +75,7 @@ def _is_there(uri: str) -> bool:
 
 
 def model_of(model: str | Path | Mapping[str, Any] | Model) -> Model:
-    """Return the facts of a model: of the catalogue by name, from a Hugging Face config.json or its content.
+    """Return the facts of a model: of the catalogue by name or id, or from a config.json or its content.
 
     Raises:
         ConfigError: neither a name of the catalogue nor a file, or the config cannot be used.
@@ -94,6 +94,8 @@ def model_of(model: str | Path | Mapping[str, Any] | Model) -> Model:
         return catalog.models([model])[model]
     if Path(model).expanduser().exists():
         return model_from_hf_config(Path(model).expanduser())
+    if isinstance(model, str) and (found := catalog.model_of_hf_id(model)) is not None:
+        return found
     raise ConfigError(
         f"there is no model {str(model)!r}, and no such file",
         given=f"model={model}",

@@ -257,5 +257,5 @@ def _is_missing(value: Any) -> bool:
 
 def names_of(models: Sequence[Model]) -> dict[str, Model]:
     """Return each model by its name and its Hugging Face id, in lower case."""
-    by_id = {model.hf_id.lower(): model for model in models if model.hf_id}
+    by_id = {hf_id.lower(): model for model in models for hf_id in (*model.aliases, model.hf_id) if hf_id}
     return {model.name.lower(): model for model in models} | by_id

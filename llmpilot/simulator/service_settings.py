@@ -73,9 +73,10 @@ class ServiceSettings(Facts):
         """GPUs of the service."""
         return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
 
-    def memory(self, model: Model, gpu: Gpu) -> MemoryPlan:
+    def memory(self, model: Model, gpu: Gpu, context_tokens: float | None = None) -> MemoryPlan:
         """Return where the service's memory goes, summed over its GPUs.
 
+        `context_tokens`: how long sequences are on average, which decides what windows and states take.
         Replicas of the attention layers (`data_parallel`) hold all weights but the experts' once each.
         """
         replica = gpu.model_copy(update={"count": self.tensor_parallel * self.pipeline_parallel})
@@ -92,7 +93,13 @@ class ServiceSettings(Facts):
         if self.engine == "trtllm":  # a share of what weights and activations leave
             free_gb = replica.count * (gpu.memory_gb - reserve_gb) - held.weight_bytes / GB
             share = 1 - (1 - share) * max(0.0, free_gb) / (replica.count * gpu.memory_gb)
-        plan = plan_memory(held, replica, memory_utilization=share, reserve_gb_per_gpu=reserve_gb)
+        plan = plan_memory(
+            held,
+            replica,
+            memory_utilization=share,
+            reserve_gb_per_gpu=reserve_gb,
+            context_tokens=context_tokens,
+        )
         n = self.data_parallel
         return replace(
             plan,

@@ -76,7 +76,7 @@ def read_run(folder: Path, *, simulated: bool = False) -> tuple[Model, Gpu, list
         raise ConfigError(f"the run has no {missing[0]}", given=folder, cure="finish it, or take another run")
     config = OmegaConf.load(folder / "config.yaml")
     assert isinstance(config, DictConfig)
-    model, gpu = catalog.build_model(config.model), catalog.build_gpu(config.gpu)
+    model, gpu = catalog.served_model(config), catalog.build_gpu(config.gpu)
     load = parse(Load, config.load, "load")
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     if result.get("measurement") == "simulated" and not simulated:

@@ -13,10 +13,12 @@ from omegaconf import DictConfig
 import llmpilot
 from llmpilot import catalog
 from llmpilot.config import Gpu, Load, Model, Sla, build, parse, parse_seed, whole_number
+from llmpilot.console import note
 from llmpilot.deploy.place import Endpoint, Place
 from llmpilot.engine.inference import InferenceEngine, SimulatedAs
 from llmpilot.errors import ConfigError
 from llmpilot.loadtest import Traffic, open_traffic
+from llmpilot.precision import require_units
 from llmpilot.secrets import redact_tree
 from llmpilot.simulator import VirtualService
 from llmpilot.sizing import MemoryPlan, require_fit
@@ -120,8 +122,10 @@ def compose(cfg: DictConfig) -> Cell:
         ConfigError: something in it is impossible.
         DoesNotFitError: the model, or one request of the workload, does not fit on the GPU profile.
     """
-    model = catalog.build_model(cfg.model) if "model" in cfg else None
+    model = catalog.served_model(cfg) if "model" in cfg else None
     gpu = catalog.build_gpu(cfg.gpu) if "gpu" in cfg else None
+    if model is not None and gpu is not None and (remark := require_units(model, gpu)):
+        note(remark, style="yellow")
     engine, deployment = build(cfg.engine, "engine"), build(cfg.deployment, "deployment")
     load, sla = parse(Load, cfg.load, "load"), parse(Sla, cfg.sla, "sla")
     seed = parse_seed(cfg.seed)
@@ -159,7 +163,7 @@ def _batch_weight(cfg: DictConfig, engine: InferenceEngine, deployment: Place, h
                 cure="leave it out, and give the server its own limit when you start it",
             )
         return None
-    model, gpu = catalog.build_model(cfg.model), catalog.build_gpu(cfg.gpu)
+    model, gpu = catalog.served_model(cfg), catalog.build_gpu(cfg.gpu)
     memory = deployment.memory(engine, model, gpu)
     if memory is not None and memory.kv_capacity_tokens < heaviest:
         cure = _where_it_fits(partial(deployment.memory, engine), model, heaviest)

@@ -101,7 +101,7 @@ def _options(cfg: DictConfig) -> Options:
 
 
 def _service(cfg: DictConfig) -> EmulatedService:
-    model, gpu = catalog.build_model(cfg.model), catalog.build_gpu(cfg.gpu)
+    model, gpu = catalog.served_model(cfg), catalog.build_gpu(cfg.gpu)
     engine = build(cfg.engine, "engine")
     if "simulated" not in engine.places:
         raise ConfigError(

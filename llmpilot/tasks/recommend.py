@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         TrackingError: the user's own runs cannot be read.
     """
     asking = parse(Asking, {key: cfg[key] for key in Asking.model_fields}, "recommend")
-    model = catalog.build_model(cfg.model)
+    model = catalog.served_model(cfg)
     sla = parse(Sla, cfg.sla, "sla")
     need_of(asking.users, sla)
     tracking, seed = parse(Tracking, cfg.tracking, "tracking"), parse_seed(cfg.seed)

@@ -314,6 +314,48 @@ def test_any_hugging_face_config_is_a_model(run: Run) -> None:
     assert float(tracked.data.params["model.parameters_b"]) == pytest.approx(1.24, rel=0.01)
 
 
+def test_an_id_of_the_hub_names_an_option_repackagings_their_precision(run: Run) -> None:
+    for hf_id, name, precision in (
+        ("qwen/qwen3-8b", "qwen3_8b", "bf16"),
+        ("nvidia/Llama-3.1-8B-Instruct-FP8", "llama_3_1_8b_fp8", "fp8"),
+    ):
+        ran = run("+gpu=h100", f"+model={hf_id}", *QUICK, "result_file=r.json")
+        assert ran.code == 0, ran.err
+        result = read("r.json")
+        assert result["model"] == name
+        params = client_here().get_run(result["run_id"]).data.params
+        assert params["model.hf_id"].lower() == hf_id.lower()
+        assert params["model.formats.mlp"] == precision
+    ran = run("-m", "+gpu=h100", "+model=meta-llama/Llama-3.1-8B,starcoder", *QUICK)
+    assert ran.code == 0, ran.err
+    assert "cell 2: +model=starcoder" in ran.out
+    ran = run("+gpu=h100", "+model=nobody/Qwen3-33B")
+    assert ran.code == 2
+    assert "there is no option for nobody/Qwen3-33B" in ran.err
+    assert "+model=hf model.config=path/to/config.json" in ran.err
+
+
+def test_precision_is_a_choice_of_its_own(run: Run) -> None:
+    cell = ("+gpu=a100", "+model=llama_3_1_8b", *QUICK)
+    ran = run(*cell, "precision=fp8", "kv_precision=fp8", "result_file=r.json")
+    assert ran.code == 0, ran.err
+    assert "A100-40GB has no units for fp8: weights are stored so and computed in bf16" in ran.err
+    result = read("r.json")
+    assert result["model"] == "llama_3_1_8b_fp8_kv_fp8"
+    params = client_here().get_run(result["run_id"]).data.params
+    assert (params["model.formats.attention"], params["model.kv_format"]) == ("fp8", "fp8")
+    for wrong, said in (
+        ("precision=fp7", "did you mean 'fp8'"),
+        ("kv_precision=int4", "there are bf16, fp8"),
+    ):
+        ran = run(*cell, wrong)
+        assert ran.code == 2
+        assert said in ran.err
+    ran = run("+gpu=t4", "+model=llama_3_1_8b", "precision=fp8")
+    assert ran.code == 2
+    assert "T4 has no units for fp8" in ran.err
+
+
 def test_a_replayed_trace_is_part_of_what_was_measured(run: Run) -> None:
     def write_trace(tokens: int) -> None:
         rows = "".join(f"{i * 0.5},{tokens},5\n" for i in range(60))

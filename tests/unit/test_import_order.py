@@ -15,7 +15,7 @@ ORDER = [
     "hub",
     "catalog",
     "workload",
-    "sizing",
+    "sizing precision",
     "operators",
     "simulator",
     "engine emulator",
@@ -32,6 +32,7 @@ ORDER = [
     "report progress",
     "sweep",
     "tasks",
+    "hub_overrides",
     "cli",
     "__main__",
 ]
