@@ -121,16 +121,18 @@ def collect(settings: Tracking, *, simulated: bool = False) -> Collected:
         TrackingError: MLflow cannot be read.
     """
     found = Collected(merge())
-    parts = []
+    parts: list[Dataset] = []
+    measured: list[Measurements] = []
     for run in _finished(settings, simulated=simulated):
-        if (part := _dataset(run, found, simulated=simulated)) is not None:
+        if (part := _dataset(run, found, measured, simulated=simulated)) is not None:
             parts.append(part)
     found.dataset = merge(*parts)
+    found.measurements = joined(*measured)
     return found
 
 
-def _dataset(run: _Run, found: Collected, *, simulated: bool) -> Dataset | None:
-    """Return one run's rows, or None; what is left out is counted in `found`."""
+def _dataset(run: _Run, found: Collected, measured: list[Measurements], *, simulated: bool) -> Dataset | None:
+    """Return one run's rows, or None; what is left out is counted in `found`, all levels go to `measured`."""
     measurement = run.tags.get(tracking.TAG_MEASUREMENT)
     if run.tags.get(tracking.TAG_OUTCOME) == "infeasible":
         found.left_out[INFEASIBLE] += 1
@@ -151,7 +153,7 @@ def _dataset(run: _Run, found: Collected, *, simulated: bool) -> Dataset | None:
         found.left_out[OTHER_HARDWARE] += 1
         found.remarks.append(f"run {run.run_id} is labelled {gpu.label}, but was measured on {hardware}")
         return None
-    found.measurements = joined(found.measurements, _measurements(run, model, gpu, slow_client))
+    measured.append(_measurements(run, model, gpu, slow_client))
     if run.params.get("load.arrival") != "closed":
         found.left_out[OPEN_LOOP] += 1
         return None
