@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import tables
+from latent import OPERATOR, latent
 from numpy.typing import NDArray
 
 from llmpilot import catalog
@@ -23,15 +24,16 @@ from llmpilot.operators.forms import FORMS, with_grid
 HERE = Path(__file__).resolve().parent
 SHIPPED = HERE.parents[1] / "llmpilot" / "operators" / "fitted.json"
 LEFT_OUT = 0.25
-LATENT = {"launch_us": 8.0, "bandwidth_share": 0.75, "compute_share": 0.45, "spread": 0.3}
-UNPACKED = {"launch_us": 8.0, "compute_share": 0.6, "spread": 0.3}
+PROFILED = ("gemm", "decode_attention", "prefill_attention", "experts")
+FEW = (20, 60, 200)
+"""Rows an operator and format that a profile of one's own GPU may have."""
+UNPACKED = {"launch_us": 8.0, "compute_share": 0.7, "spread": 0.3}
 FIXED: dict[str, dict[str, dict[str, float]]] = {
-    "latent_decode": {"bf16": LATENT, "fp8": LATENT},
     "latent_prefill": {"bf16": UNPACKED, "fp8": UNPACKED},
     "recurrent": {"bf16": {"launch_us": 10.0, "bandwidth_share": 0.6, "compute_share": 0.17, "spread": 0.3}},
     "element": {"bf16": {"bandwidth_share": 0.5, "spread": 0.2}},
 }
-"""Operators without tables that are to be believed: README.md says where these come from."""
+"""Operators without tables: README.md says where these come from."""
 Key = tuple[str, str]
 
 
@@ -42,6 +44,7 @@ def main(folder: Path) -> None:
     }
     scores = _scores(by_gpu)
     _write_csv(HERE / "results" / "left_out.csv", scores)
+    _write_csv(HERE / "results" / "few_rows.csv", _from_few_rows(by_gpu))
     universal = fit_universal(list(by_gpu.values()))
     own = {gpus[name].name: fit_own(of_gpu, universal) for name, of_gpu in by_gpu.items()}
     for op, fmts in universal.items():
@@ -52,6 +55,9 @@ def main(folder: Path) -> None:
             constants["spread"] = round(float(np.sqrt(np.mean(np.square(out)))) if out else 0.3, 3)
             for row in rows:
                 own[gpus[row["gpu"]].name][op][fmt]["spread"] = round(row["combination_out_rms"], 3)
+    for name, of_format in latent(folder, gpus).items():
+        place = universal if name == "universal" else own[gpus[name].name]
+        place[OPERATOR] = {fmt: dict(constants) for fmt, constants in of_format.items()}
     for op, of_format in FIXED.items():
         universal[op] = {fmt: dict(constants) for fmt, constants in of_format.items()}
     _write_json(universal, own)
@@ -85,6 +91,27 @@ def _scores(by_gpu: Mapping[str, Mapping[Key, Measured]]) -> list[dict[str, Any]
                 row |= dict.fromkeys(("gpu_out_median", "gpu_out_rms", "gpu_out_bias"), "")
             scores.append(row)
             print(row, flush=True)
+    return scores
+
+
+def _from_few_rows(by_gpu: Mapping[str, Mapping[Key, Measured]]) -> list[dict[str, Any]]:
+    """What a GPU type's own correction is worth that few rows tell, on combinations left out."""
+    scores = []
+    for key in sorted({key for of_gpu in by_gpu.values() for key in of_gpu if key[0] in PROFILED}):
+        parts = {name: of_gpu[key] for name, of_gpu in by_gpu.items() if key in of_gpu}
+        for name, part in parts.items():
+            others = [{key: other} for at, other in parts.items() if at != name]
+            if not others:
+                continue
+            universal = fit_universal(others)
+            held = _combinations(key[0], part)
+            judged, seen = part.taken(held & _served(key[0], part)), part.taken(~held)
+            row: dict[str, Any] = {"operator": key[0], "format": key[1], "gpu": name}
+            row |= _errors("rows_0", judged, universal[key[0]][key[1]])
+            for rows in FEW:
+                own = fit_own({key: seen.thinned(rows)}, universal)[key[0]][key[1]]
+                row |= _errors(f"rows_{rows}", judged, own)
+            scores.append(row)
     return scores
 
 

@@ -148,7 +148,8 @@ def fit_roofline(parts: Sequence[Measured]) -> dict[str, float]:
 def _correction(part: Measured, constants: Constants, drawn_to: Sequence[float] | None) -> Floats:
     """Return the logs on the grid that make up for what the roofline misses.
 
-    Ridge regression on the grid's corners: neighbours are alike, and what no row tells stays as it is drawn.
+    Ridge regression on the grid's corners: neighbours are alike, and what no row tells is drawn to `drawn_to`
+    shifted by what the rows are off on the whole.
     """
     form = part.form
     grid = Grid(form.knots, form.alone, [])
@@ -163,9 +164,14 @@ def _correction(part: Measured, constants: Constants, drawn_to: Sequence[float] 
     differences = sparse.csr_matrix(
         (signs, (edges, np.concatenate([upper, lower]))), shape=(len(lower), grid.size)
     )
-    normal = matrix.T @ matrix + SMOOTH * (differences.T @ differences) + DRAWN * sparse.eye(grid.size)
-    moved: Floats = np.linalg.solve(normal.toarray(), matrix.T @ np.clip(missed, -_FARTHEST, _FARTHEST))
-    return drawn + moved
+    penalty = SMOOTH * (differences.T @ differences) + DRAWN * sparse.eye(grid.size)
+    level = np.full((grid.size, 1), 1.0 / (1 + len(form.alone)))  # so that all corners of a point sum to one
+    wide = sparse.hstack([matrix, sparse.csr_matrix(matrix @ level)], format="csr")
+    normal = (wide.T @ wide).toarray() + 1e-3 * np.eye(grid.size + 1)
+    normal[:-1, :-1] += penalty.toarray()
+    solved: Floats = np.linalg.solve(normal, wide.T @ np.clip(missed, -_FARTHEST, _FARTHEST))
+    values: Floats = drawn + solved[:-1] + solved[-1] * level[:, 0]
+    return values
 
 
 def _percent(values: Floats) -> list[int]:

@@ -203,10 +203,10 @@ def _latent_decode(
 ) -> Numbers:
     moved = context_tokens * (kv_rank + rope_dim) * bytes_of(fmt)
     operations = 2.0 * context_tokens * larger(n_heads, 16.0) * (2.0 * kv_rank + rope_dim)
-    return (
-        c["launch_us"] * 1e-3
-        + moved / (rates.bandwidth * c["bandwidth_share"])
-        + operations / (rates.compute("bf16") * c["compute_share"])
+    return c["launch_us"] * 1e-3 + _edge(
+        4.0,
+        moved / (rates.bandwidth * c["bandwidth_share"]),
+        operations / (rates.compute("bf16") * c["compute_share"]),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,8 @@ import llmpilot.operators
 from llmpilot import catalog
 from llmpilot.architecture import BYTES, KvFormat, NumberFormat
 from llmpilot.operators import Operators, operators_for
+from llmpilot.operators.fit import fit_operators
+from llmpilot.operators.forms import FORMS, Grid
 
 GPUS = {name: operators_for(gpu) for name, gpu in catalog.gpus().items()}
 FORMATS = get_args(NumberFormat)
@@ -182,3 +185,66 @@ def test_the_shipped_constants_stay_small() -> None:
     file = Path(llmpilot.operators.__file__).with_name("fitted.json")
     assert file.stat().st_size < 120_000
     assert "Apache-2.0" in json.loads(file.read_text())["source"]["licence"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "operator", "shape", "published_us"),
+    [
+        ("h100", "gemm", ("bf16", 64, 4096, 4096), 15.3),
+        ("h100", "gemm", ("fp8", 2048, 6144, 4096), 89.9),
+        ("b200", "gemm", ("bf16", 512, 65536, 8192), 317.4),
+        ("a100_80gb", "gemm", ("bf16", 1, 65536, 8192), 638.5),
+        ("h100", "decode_attention", ("bf16", 32, 32 * 8192, 32, 8, 128), 356),
+        ("b200", "decode_attention", ("fp8", 128, 128 * 4096, 8, 8, 128), 156),
+        ("h100", "prefill_attention", ("bf16", 1, 8192, 8192 * 4096.5, 32, 8, 128), 788),
+        ("h100", "experts", ("bf16", 128, 7168, 2048, 8, 256, 8, 1), 842),
+        ("b200", "experts", ("nvfp4", 64, 7168, 2048, 8, 256, 8, 1), 127),
+        ("a100_80gb", "all_reduce", (2 * 2**20, 8), 28),
+    ],
+)
+def test_published_times_of_operators_are_met(
+    gpu: str, operator: str, shape: tuple[Any, ...], published_us: float
+) -> None:
+    """Single rows of the tables that the constants were fitted to (ai-dynamo/aiconfigurator, 095f58a5)."""
+    assert 1e3 * getattr(GPUS[gpu], f"{operator}_ms")(*shape) == pytest.approx(published_us, rel=0.25)
+
+
+def test_a_few_measured_times_teach_a_gpu_type_its_own() -> None:
+    l4, rng = catalog.gpus(["l4"])["l4"], np.random.default_rng(0)
+    m, n, k = (2 ** rng.uniform(low, 13, 60) for low in (0, 10, 10))
+    truth = 1.4 * np.asarray(operators_for(l4).gemm_ms("bf16", m, n, k))
+    table = pd.DataFrame({"op": "gemm", "format": "bf16", "m": m, "n": n, "k": k, "time_us": 1e3 * truth})
+    own = fit_operators(table, l4)
+    taught = Operators(l4, own, operators_for(l4).universal)
+    tokens = 2.0 ** np.arange(12)
+    before = np.asarray(operators_for(l4).gemm_ms("bf16", tokens, 4096, 4096))
+    after = np.asarray(taught.gemm_ms("bf16", tokens, 4096, 4096))
+    np.testing.assert_allclose(after / before, 1.4, rtol=0.1)
+    assert taught.gemm_ms("fp8", 1, 4096, 4096) == operators_for(l4).gemm_ms("fp8", 1, 4096, 4096)
+
+
+@given(data=st.data())
+def test_a_grid_is_linear_between_its_knots_and_constant_beyond(data: st.DataObject) -> None:
+    values = [float(v) for v in data.draw(st.lists(st.integers(-9, 9), min_size=8, max_size=8))]
+    grid = Grid([(0, 2), (1, 3, 4)], [(5, 6)], values)
+    x, y, z = (data.draw(st.floats(-2, 8)) for _ in range(3))
+    rows = np.array(values[:6]).reshape(2, 3)
+    of_rows = [np.interp(y, [1, 3, 4], row) for row in rows]
+    expected = np.interp(x, [0, 2], of_rows) + np.interp(z, [5, 6], values[6:])
+    assert grid.at((2**x, 2**y, 2**z)) == pytest.approx(expected, abs=1e-6)
+    arrays = [np.array([2**x, 1.0]), np.array([2**y, 2.0]), np.array([2**z, 32.0])]
+    corners, weights = grid.weights(arrays)
+    np.testing.assert_allclose((np.array(values)[corners] * weights).sum(1), grid.at(arrays), atol=1e-9)
+    np.testing.assert_allclose(np.asarray(grid.at(arrays))[0], expected, atol=1e-6)
+
+
+def test_every_correction_has_a_number_for_each_knot() -> None:
+    file = Path(llmpilot.operators.__file__).with_name("fitted.json")
+    fitted = json.loads(file.read_text())
+    for constants in (fitted["universal"], *fitted["gpus"].values()):
+        for operator, of_format in constants.items():
+            form = FORMS[operator]
+            for one in of_format.values():
+                assert set(form.constants) <= set(one)
+                if form.knots:
+                    assert len(one["correction"]) == Grid(form.knots, form.alone, []).size
