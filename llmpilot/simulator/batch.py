@@ -10,6 +10,7 @@ class Batch(NamedTuple):
     `decode_context_tokens` sums, over the sequences that decode, the positions in their KV cache.
     `prefill_pairs` sums over the chunks the pairs (token of the chunk, position that it attends to): a chunk
     of q tokens behind c that are in the cache already has q (c + (q + 1) / 2). `prefills` counts the chunks.
+    `longest_context_tokens` is the largest of the positions that `decode_context_tokens` sums; 0: not known.
     """
 
     decodes: int
@@ -17,6 +18,7 @@ class Batch(NamedTuple):
     prefill_tokens: int = 0
     prefill_pairs: float = 0.0
     prefills: int = 0
+    longest_context_tokens: int = 0
 
 
 class StepTime(Protocol):

@@ -206,7 +206,10 @@ class SteppedCore:
         if steps > 1:
             decodes, context, *_ = batch
             steps = min(steps, max(STRAIGHT_STEPS, context // (4 * decodes)))
-            last = Batch(decodes, context + (steps - 1) * decodes)
+            last = batch._replace(
+                decode_context_tokens=context + (steps - 1) * decodes,
+                longest_context_tokens=batch.longest_context_tokens + steps - 1,
+            )
             increment_ms = (self.step_times.step_ms(last) - first_ms) / (steps - 1)
         return Action(steps, first_ms, increment_ms, batch.decodes > 0, waits_for_arrivals, starts, preempted)
 

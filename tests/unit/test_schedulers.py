@@ -72,6 +72,7 @@ class Linear:
             2.0
             + 0.1 * batch.decodes
             + 0.001 * batch.decode_context_tokens
+            + 0.0005 * batch.longest_context_tokens
             + 0.02 * batch.prefill_tokens
             + 0.0001 * batch.prefill_pairs
         )
@@ -140,6 +141,8 @@ class Oracle:
             assert batch.decodes == sum(s.copies for s in self.decoding), "somebody does not decode"
             held = sum(s.copies * (s.input_tokens + self.tokens[s]) for s in self.decoding)
             assert batch.decode_context_tokens == held
+            longest = max(s.input_tokens + self.tokens[s] for s in self.decoding)
+            assert batch.longest_context_tokens == longest
         assert batch.decodes + batch.prefill_tokens > 0, "an empty step"
         assert self.scheduler.gauges().kv_tokens <= self.capacity
         assert self.scheduler.gauges().running <= self.rule.max_num_seqs  # type: ignore[attr-defined]
@@ -348,9 +351,9 @@ def test_vllm_decodes_first_and_fills_the_step_with_chunks() -> None:
     arrivals: Arrivals = [(4, 9, 1, 0.0), (30, 2, 1, 0.5), (5, 2, 1, 0.5)]
     first, second, third, fourth, *_ = batches_of(rule, 1000, arrivals)
     assert first == Batch(0, 0, 4, 10.0, 1)
-    assert second == Batch(1, 5, 15, 15 * 8, 1), "a token decoded, the rest for the first chunk"
-    assert third == Batch(1, 6, 15, 15 * 15 + 15 * 8, 1), "the second chunk attends to the first"
-    assert fourth == Batch(2, 7 + 31, 5, 15.0, 1)
+    assert second == Batch(1, 5, 15, 15 * 8, 1, 5), "a token decoded, the rest for the first chunk"
+    assert third == Batch(1, 6, 15, 15 * 15 + 15 * 8, 1, 6), "the second chunk attends to the first"
+    assert fourth == Batch(2, 7 + 31, 5, 15.0, 1, 31)
 
 
 def test_vllm_composes_a_step_before_it_knows_how_the_last_one_ended() -> None:
@@ -408,9 +411,9 @@ def test_sglang_prefills_before_it_decodes() -> None:
     assert first == Batch(0, 0, 4, 10.0, 1)
     assert second == Batch(0, 0, 20, 20 * 10.5, 1), "the running one waits"
     assert third == Batch(0, 0, 15, 10 * (20 + 5.5) + 15.0, 2), "the rest of the one, and the next"
-    assert fourth == Batch(3, 5 + 31 + 6)
+    assert fourth == Batch(3, 5 + 31 + 6, longest_context_tokens=31)
     mixed = batches_of(rule.model_copy(update={"mixed": True}), 1000, arrivals)
-    assert mixed[1] == Batch(1, 5, 19, 19 * 10, 1)
+    assert mixed[1] == Batch(1, 5, 19, 19 * 10, 1, 5)
 
 
 def test_sglang_reserves_a_share_of_what_is_owed() -> None:

@@ -17,7 +17,9 @@ class Decoding:
         self.step = self.sequences = self.context = 0
         self._block_size = block_size
         self._new = [0] * block_size
-        self._ends: list[tuple[int, int, Sequence]] = []  # a heap; who left early is still in it
+        # Heaps; who left early is still in them.
+        self._ends: list[tuple[int, int, Sequence]] = []
+        self._lengths: list[tuple[int, int, Sequence]] = []
 
     def join(self, sequence: Sequence) -> None:
         """Let a sequence in that has just got its token number `generated`, and owes more."""
@@ -25,6 +27,7 @@ class Decoding:
         sequence.first_step = self.step
         sequence.finish_step = self.step + sequence.output_tokens - sequence.generated
         heappush(self._ends, (sequence.finish_step, sequence.index, sequence))
+        heappush(self._lengths, (self.step - length, sequence.index, sequence))
         self.sequences += sequence.copies
         self.context += sequence.copies * length
         self._new[(self.step + 1 - length) % self._block_size] += sequence.copies
@@ -92,6 +95,16 @@ class Decoding:
     def length(self, sequence: Sequence) -> int:
         """Return how many positions the next step of a decoding sequence attends to."""
         return sequence.input_tokens + sequence.generated + self.step - sequence.first_step
+
+    def longest(self) -> int:
+        """Return the largest of the lengths; some sequence must be decoding."""
+        lengths, step = self._lengths, self.step
+        while True:
+            before, _, sequence = lengths[0]
+            # Longer ones on top; an entry of before a preemption says another length.
+            if sequence.finish_step > step and step - before == self.length(sequence):
+                return step - before
+            heappop(lengths)
 
     def blocks_of(self, sequence: Sequence) -> int:
         """Return how many blocks a sequence holds that decodes, or has just ended."""

@@ -151,9 +151,11 @@ class PagedScheduler:
         self._decodes = decodes = decodes and decoding.sequences > 0
         if tokens:
             prefills = sum(sequence.copies for sequence in self.prefills)
-            running = (decoding.sequences, decoding.context) if decodes else (0, 0)
+            running, longest = (0, 0), 0
+            if decodes:
+                running, longest = (decoding.sequences, decoding.context), decoding.longest()
             starts = len(self.prefills) - (self.partial is not None and self.partial in self.prefills)
-            return Step(Batch(*running, tokens, pairs, prefills), 1, True, starts, tuple(preempted))
+            return Step(Batch(*running, tokens, pairs, prefills, longest), 1, True, starts, tuple(preempted))
         if not decodes:
             return None
         steps = 1 if preempted else decoding.steps_to_end()
@@ -161,7 +163,7 @@ class PagedScheduler:
             steps = decoding.steps_within(self.blocks.free, steps)
         # Behind a head that does not fit nobody is let in.
         waits_for_arrivals = not self.waiting
-        batch = Batch(decoding.sequences, decoding.context)
+        batch = Batch(decoding.sequences, decoding.context, longest_context_tokens=decoding.longest())
         return Step(batch, steps, waits_for_arrivals, 0, tuple(preempted))
 
     def admit(self, sequence: Sequence, chunk: int, blocks: int, *, cached: int = 0, kept: int = 0) -> float:
