@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hf_configs import CONFIGS, MODERN, OTHERS, PUBLISHED, PUBLISHED_ACTIVE, PUBLISHED_MODERN
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmpilot import catalog
-from llmpilot.config import Model
+from llmpilot.config import Model, parse
 from llmpilot.errors import ConfigError
 from llmpilot.hf_config import FAMILIES, model_from_hf_config
+from llmpilot.hf_config.__main__ import main
 
 LLAMA = CONFIGS["llama_3_1_8b"]
 
@@ -255,3 +257,125 @@ def test_any_json_object_gives_a_model_or_a_config_error(config: dict[str, Any])
             return
     assert model.active_parameters_b <= model.parameters_b
     assert model.weight_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes", "formats", "kv_format"),
+    [
+        # attention, mlp, experts, head
+        ("moonshotai--Kimi-K2.5", 594, "bf16 bf16 int4 bf16", "bf16"),
+        ("MiniMaxAI--MiniMax-M2.5", 230, "fp8_block bf16 fp8_block bf16", "bf16"),
+        ("Qwen--Qwen3-32B-FP8-Static-PerTensor", 34.3, "fp8 fp8 bf16 bf16", "fp8"),
+        ("nvidia--Qwen3.6-35B-A3B-NVFP4", 20.8, "fp8 nvfp4 nvfp4 nvfp4", "bf16"),
+        ("nvidia--Gemma-4-26B-A4B-NVFP4", 17.6, "bf16 bf16 nvfp4 bf16", "fp8"),
+        ("nvidia--Gemma-4-31B-IT-NVFP4", 31.5, "bf16 nvfp4 bf16 bf16", "fp8"),
+        ("deepseek-ai--DeepSeek-V4-Flash", 155.6, "fp8_block fp8_block mxfp4 bf16", "bf16"),
+        ("nvidia--DeepSeek-V4-Flash-NVFP4", 164.3, "fp8_block fp8_block nvfp4 bf16", "bf16"),
+        ("nvidia--DeepSeek-V3.1-NVFP4", 396.7, "bf16 nvfp4 nvfp4 bf16", "fp8"),
+        ("nvidia--NVIDIA-Nemotron-3-Super-120B-A12B-FP8", 121.8, "fp8 fp8 fp8 bf16", "fp8"),
+    ],
+)
+def test_only_what_is_not_spared_is_quantized(
+    name: str, gigabytes: float, formats: str, kv_format: str, tmp_path: Path
+) -> None:
+    model = modern(tmp_path, name)
+    assert model.weight_bytes == pytest.approx(gigabytes * 1e9, rel=0.005)
+    held = model.formats
+    assert f"{held.attention} {held.mlp} {held.experts} {held.head}" == formats
+    assert model.kv_format == kv_format
+
+
+def test_what_only_a_name_says_is_called_a_convention(tmp_path: Path) -> None:
+    assert "by the convention of nvfp4 repackagings" in modern(tmp_path, "nvidia--DeepSeek-V3.1-NVFP4").source
+    assert "convention" not in modern(tmp_path, "Qwen--Qwen3-32B").source
+
+
+def test_nvidias_file_beside_is_read(tmp_path: Path) -> None:
+    beside = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "exclude_modules": ["*.self_attn*"]}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": beside}))
+    model = derive(tmp_path, LLAMA)
+    assert (model.formats.attention, model.formats.mlp, model.kv_format) == ("bf16", "nvfp4", "fp8")
+
+
+def llama_sparing(folder: Path, *spared: str) -> float:
+    quantization = {"quant_method": "compressed-tensors", "ignore": list(spared)}
+    group = {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "group_size": 32}}
+    quantization["config_groups"] = {"group_0": group}
+    return derive(folder, LLAMA | {"quantization_config": quantization}).weight_bytes
+
+
+def test_layers_are_spared_one_by_one(tmp_path: Path) -> None:
+    nothing, all_attention = llama_sparing(tmp_path), llama_sparing(tmp_path, "re:.*self_attn.*")
+    half = llama_sparing(tmp_path, *(f"model.layers.{at}.self_attn*" for at in range(16)))
+    assert half == pytest.approx((nothing + all_attention) / 2, rel=1e-3)
+    attention = 32 * 4096 * (2 * 4096 + 2 * 1024)  # 8 of 32 heads keep keys and values
+    assert all_attention - nothing == pytest.approx(attention * (2 - 0.5 - 2 / 32), rel=1e-3)
+    one = llama_sparing(tmp_path, "model.layers.3.self_attn.o_proj")
+    assert one - nothing == pytest.approx(4096**2 * (2 - 0.5 - 2 / 32), rel=0.06)
+    assert llama_sparing(tmp_path, "lm_head", "model.layers.99.mlp") == nothing
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {"quant_method": "modelopt", "quant_algo": "FP3"},
+        {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "odd"}}},
+        {"quant_method": "fp8", "ignore": "lm_head"},
+        {"quant_method": "fp8", "ignore": ["re:("]},
+    ],
+)
+def test_quantization_that_is_not_understood_is_refused(quantization: object, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        derive(tmp_path, LLAMA | {"quantization_config": quantization})
+
+
+def test_amds_repackaging(tmp_path: Path) -> None:
+    quantization = {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp8_e4m3"}}}
+    model = derive(tmp_path, LLAMA | {"quantization_config": quantization | {"exclude": ["lm_head"]}})
+    assert (model.formats.mlp, model.formats.head) == ("fp8", "bf16")
+
+
+@pytest.mark.parametrize("name", MODERN)
+def test_layers_have_the_parameters_that_are_counted(name: str, tmp_path: Path) -> None:
+    model = modern(tmp_path, name)
+    layers = sum(
+        kind.count
+        * (
+            sum(mixer.parameters(model.d_model) for mixer in kind.mixers)
+            + (kind.feed_forward.parameters(model.d_model) if kind.feed_forward else 0)
+        )
+        for kind in model.layers
+    )
+    embedding = model.vocabulary_size * model.d_model
+    rest = model.parameters_b * 1e9 - layers
+    assert embedding <= rest < 2 * embedding + 0.015 * layers  # beside norms, biases and routers
+
+
+@pytest.mark.parametrize(
+    ("name", "kv_bytes", "kept_mb"),
+    [  # bytes of one more token, and MB that 10,000 tokens keep
+        ("Qwen--Qwen3-Next-80B-A3B-Instruct", 2 * 2 * 12 * 2 * 256, 245.8 + 77.3),
+        ("MiniMaxAI--MiniMax-M1-80k", 2 * 2 * 10 * 8 * 128, 409.6 + 293.6),
+        ("nvidia--Nemotron-H-8B-Base-8K", 2 * 2 * 4 * 8 * 128, 163.8 + 102.1),
+        ("ibm-granite--granite-4.0-h-small", 2 * 2 * 4 * 8 * 128, 163.8 + 152.8),
+        ("XiaomiMiMo--MiMo-V2-Flash", 2 * 9 * 4 * (192 + 128), 230.4 + 128 * 39 * 8 * 320 * 2 / 1e6),
+        ("meta-llama--Llama-4-Scout-17B-16E-Instruct", 2 * 2 * 12 * 8 * 128, 491.5 + 8192 * 147456 / 1e6),
+    ],
+)
+def test_what_a_sequence_keeps(name: str, kv_bytes: float, kept_mb: float, tmp_path: Path) -> None:
+    model = modern(tmp_path, name)
+    assert model.kv_bytes_per_token == kv_bytes
+    assert model.sequence_bytes(10_000) == pytest.approx(kept_mb * 1e6, rel=0.001)
+
+
+def test_the_command_prints_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("Qwen--Qwen3.5-27B", "nvidia--Gemma-4-26B-A4B-NVFP4", "google--gemma-3-4b-it"):
+        model = modern(tmp_path, name)
+        assert main([str(tmp_path / f"{name}.json")]) == 0
+        printed = parse(Model, yaml.safe_load(capsys.readouterr().out), "model")
+        assert printed.layers == model.layers
+        assert (printed.formats, printed.kv_format) == (model.formats, model.kv_format)
+        assert printed.parameters_b == pytest.approx(model.parameters_b, rel=1e-5)
+    assert main([str(tmp_path / "absent.json")]) == 2
+    assert "no such file" in capsys.readouterr().err
+    assert main([]) == 2
