@@ -198,7 +198,7 @@ class Bench:
             self.stream = torch.cuda.Stream(device)
         # Weights and caches are windows into one pool of random numbers (zeros would draw less power).
         self.pool = torch.empty(room // 2, dtype=self.dtype, device=device).normal_(0.0, 0.05)
-        self._pools: dict[str, Any] = {}
+        self._eight: Any = None
         self._scales: dict[tuple[int, ...], Any] = {}
         self.broken: dict[tuple[str, str, str], str] = {}
         """(operator, format, kernel) -> why it cannot be run here."""
@@ -231,10 +231,9 @@ class Bench:
         return pool[start : start + size].view(*shape)
 
     def _pool_of(self, fmt: str) -> Any:
-        if fmt not in self._pools:
-            eight = self.pool.to(self.fp8)
-            self._pools[fmt] = eight.view(self.torch.uint8) if fmt == "nvfp4" else eight
-        return self._pools[fmt]
+        if self._eight is None:
+            self._eight = self.pool.to(self.fp8)
+        return self._eight.view(self.torch.uint8) if fmt == "nvfp4" else self._eight
 
     def rotation(self, size: float) -> range:
         """Return so many calls that operands of `size` bytes are out of the cache when their turn comes."""
@@ -292,8 +291,9 @@ class Bench:
         q = self.window(fmt, -1, chunks, n_heads, tokens, head_dim)
         size = 4.0 * chunks * length * n_kv_heads * head_dim
         # Prompts were just computed: only what was cached long before is out of the L2 cache.
-        calls = self.rotation(size) if context else range(2)
-        caches = [self._cache(fmt, i, chunks, length, n_kv_heads, head_dim) for i in calls]
+        calls = self.rotation(size) if context else range(max(2, min(32, 2**14 // (chunks * tokens))))
+        places = [i if context else i % 2 for i in calls]
+        caches = [self._cache(fmt, i, chunks, length, n_kv_heads, head_dim) for i in places]
         gqa = n_heads != n_kv_heads
         if not context:
             return self._attention([(q, k, v, {"is_causal": True, "enable_gqa": gqa}) for k, v in caches]), {}
@@ -492,6 +492,7 @@ class Bench:
         if not self.cuda:
             one_by_one()
             return Prepared("clock", one_by_one, len(calls))
+        self.wait()  # for the operands, which another stream made
         with self.torch.cuda.stream(self.stream):
             calls[0]()
             waits = self._waits(calls[-1])
