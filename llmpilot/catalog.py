@@ -79,7 +79,11 @@ def model_of_hf_id(hf_id: str) -> Model | None:
     if found is None:
         return None
     option, precision = found
-    return models([option])[option].at_precision(precision).model_copy(update={"hf_id": hf_id})
+    return (
+        models([option])[option]
+        .at_precision(precision)
+        .model_copy(update={"hf_id": hf_id, "quantize_to": None})
+    )
 
 
 def models_in_folder(path: str | Path) -> tuple[dict[str, Model], dict[str, ConfigError]]:

@@ -149,6 +149,8 @@ class Model(Facts):
     kv_format: KvFormat = "bf16"
     fp8_format: Literal["fp8", "fp8_block"] = "fp8"
     """How the model is quantized to fp8 where that is asked for: its makers differ in the scales."""
+    quantize_to: Precision | None = None
+    """What a real engine is told to quantize to when it loads the checkpoint, which is stored otherwise."""
     flash_attention: bool = True
     source: str = ""
 
@@ -265,6 +267,7 @@ class Model(Facts):
             facts |= {
                 "name": f"{self.name}_{precision}",
                 "formats": formats,
+                "quantize_to": precision,
                 "weight_bytes_per_parameter": round(2.0 - saved / (self.parameters_b * 1e9), 4),
             }
         if kv_precision is not None and kv_precision != self.kv_format:

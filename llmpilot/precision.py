@@ -44,3 +44,23 @@ def require_units(model: Model, gpu: Gpu) -> str:
     if not emulated:
         return ""
     return f"{gpu.name} has no units for {' and '.join(emulated)}: weights are stored so and computed in bf16"
+
+
+def precision_flags(model: Model, fp8_cache: str) -> list[str]:
+    """Return what vLLM and SGLang are told of a model's number formats; what a checkpoint says, they read.
+
+    `fp8_cache`: their word for a KV cache in fp8.
+
+    Raises:
+        ConfigError: they do not quantize to that while they load: it takes a checkpoint that is stored so.
+    """
+    flags = []
+    if model.quantize_to == "fp8":
+        flags += ["--quantization", "fp8"]
+    elif model.quantize_to is not None:
+        raise ConfigError(
+            f"engines do not bring {model.hf_id} to {model.quantize_to} while they load it",
+            given=f"precision={model.quantize_to}",
+            cure="name a checkpoint that is stored so, as +model=nvidia/Qwen3-32B-NVFP4; or precision=fp8",
+        )
+    return flags + (["--kv-cache-dtype", fp8_cache] if model.kv_format == "fp8" else [])

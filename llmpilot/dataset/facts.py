@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from llmpilot import catalog
 from llmpilot.config import Gpu, Model
 
-NOT_OF_A_MODEL = {"name", "hf_id", "aliases", "source"}
+NOT_OF_A_MODEL = {"name", "hf_id", "aliases", "quantize_to", "source"}
 NOT_OF_A_GPU = {"name", "count", "price_per_hour", "counts", "price_source", "datasheet"}
 
 Named = TypeVar("Named", Model, Gpu)

@@ -20,6 +20,7 @@ from llmpilot.engine.server import (
     flag_if,
 )
 from llmpilot.errors import PilotError
+from llmpilot.precision import precision_flags
 from llmpilot.simulator.service_settings import EngineName
 
 MAX_PREFILL_TOKENS = 16_384
@@ -95,6 +96,7 @@ class SglangEngine(ScheduledEngine):
         argv += ["--host", assignment.host, "--port", str(assignment.port)]
         # With attention replicated, its tensor parallelism counts all GPUs.
         argv += ["--tp-size", str(self.tensor_gpus(gpu) * (self.data_parallel if replicated else 1))]
+        argv += precision_flags(model, "fp8_e4m3")
         argv += flag_if("--pp-size", self.pipeline_parallel, unless=1)
         argv += flag_if("--dp-size", self.data_parallel, unless=1)
         argv += ["--enable-dp-attention"] if replicated else []

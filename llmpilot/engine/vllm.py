@@ -26,6 +26,7 @@ from llmpilot.engine.server import (
     flag_if,
 )
 from llmpilot.errors import ConfigError, PilotError
+from llmpilot.precision import precision_flags
 from llmpilot.simulator.service_settings import EngineName
 from llmpilot.sizing import kv_bytes_on_profile
 
@@ -148,6 +149,7 @@ class VllmEngine(ScheduledEngine):
         argv += ["--host", assignment.host, "--port", str(assignment.port)]
         argv += ["--tensor-parallel-size", str(gpus), "--dtype", self.dtype]
         argv += ["--max-model-len", str(assignment.longest_request_tokens)]
+        argv += precision_flags(model, "fp8")
         argv += flag_if("--pipeline-parallel-size", self.pipeline_parallel, unless=1)
         argv += flag_if("--data-parallel-size", self.data_parallel, unless=1)
         argv += ["--enable-expert-parallel"] if self.expert_parallel > 1 else []

@@ -2,6 +2,7 @@
 
 from llmpilot.config import Gpu, Model
 from llmpilot.errors import ConfigError
+from llmpilot.precision import precision_flags
 from llmpilot.sizing import plan_memory
 
 PORT = 8000
@@ -33,6 +34,7 @@ def vllm_argv(model: Model, gpu: Gpu, host: str | None = None) -> tuple[str, ...
     argv = ["vllm", "serve", model.hf_id, "--served-model-name", model.name]
     argv += ["--host", host] if host else []
     argv += ["--port", str(PORT), "--tensor-parallel-size", str(gpu.count)]
+    argv += precision_flags(model, "fp8")
     argv += ["--max-model-len", str(longest_request(model, gpu))]
     if _before_ampere(gpu) and model.torch_dtype == "bfloat16":
         argv += ["--dtype", "half"]  # no bfloat16 before Ampere

@@ -4,7 +4,7 @@ import pytest
 
 from llmpilot import catalog
 from llmpilot.errors import ConfigError
-from llmpilot.precision import require_units
+from llmpilot.precision import precision_flags, require_units
 from llmpilot.sizing import kv_bytes_on_profile, plan_memory
 
 GPUS, MODELS = catalog.gpus(), catalog.models()
@@ -81,3 +81,18 @@ def test_heads_are_kept_more_than_once_where_there_are_more_gpus() -> None:
     wide = 5 * 1000 * 2 * 2 * 512 * 2
     assert eight - alone == 3 * wide
     assert QWEN.sequence_bytes(1000, gpus=8) == QWEN.sequence_bytes(1000)
+
+
+def test_real_engines_are_told_what_the_checkpoint_does_not_say() -> None:
+    assert precision_flags(QWEN, "fp8") == []
+    asked = QWEN.at_precision("fp8", "fp8")
+    assert precision_flags(asked, "fp8") == ["--quantization", "fp8", "--kv-cache-dtype", "fp8"]
+    stored = catalog.model_of_hf_id("Qwen/Qwen3-32B-FP8")
+    assert stored is not None
+    assert stored.precision == "fp8"
+    assert precision_flags(stored, "fp8") == []
+    for precision in ("nvfp4", "int4"):
+        with pytest.raises(ConfigError, match="do not bring Qwen/Qwen3-32B to"):
+            precision_flags(QWEN.at_precision(precision), "fp8")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="do not bring deepseek-ai/DeepSeek-V3 to bf16"):
+        precision_flags(MODELS["deepseek_v3"].at_precision("bf16"), "fp8")
