@@ -4,4 +4,5 @@
 set -eu
 cd "$(dirname "$0")/../.."
 export PYTHONPATH=. OMP_NUM_THREADS=1
-exec "${PYTHON:-python}" experiments/03_simulator_speed/bench.py experiments/03_simulator_speed/results.json
+"${PYTHON:-python}" experiments/03_simulator_speed/bench.py experiments/03_simulator_speed/results.json
+exec "${PYTHON:-python}" experiments/03_simulator_speed/engines.py experiments/03_simulator_speed/engines.json

@@ -36,7 +36,8 @@ class SimulatedRequests:
     """What happened to every request, in the order of sending; times in whole microseconds from the start.
 
     `gap_us` holds the gaps between consecutive tokens of one sequence of each request, back to back;
-    request i owns `gap_us[gap_offsets[i]:gap_offsets[i + 1]]`. -1 marks a time that never came.
+    request i owns `gap_us[gap_offsets[i]:gap_offsets[i + 1]]`. They are most of what long outputs cost; with
+    `gaps=False` there are none. -1 marks a time that never came.
     """
 
     requests: Requests
@@ -56,6 +57,7 @@ def simulate_closed(
     drain_ms: float,
     *,
     keep_load: bool = True,
+    gaps: bool = True,
 ) -> SimulatedRequests:
     """Simulate `users` clients of which each sends its next request as soon as the last one ended.
 
@@ -67,7 +69,7 @@ def simulate_closed(
     for _ in range(users):
         run.send(0.0)
     run.resend_until_ms = inf if keep_load else stop_sending_ms
-    return run.to_the_end()
+    return run.to_the_end(gaps)
 
 
 def simulate_open(
@@ -76,6 +78,8 @@ def simulate_open(
     arrivals_ms: NDArray[np.float64],
     stop_sending_ms: float = inf,
     drain_ms: float = 0.0,
+    *,
+    gaps: bool = True,
 ) -> SimulatedRequests:
     """Simulate requests that are sent at `arrivals_ms` [n], whatever the service does.
 
@@ -84,11 +88,11 @@ def simulate_open(
     run = _Run(service, _Feed(requests), stop_sending_ms, drain_ms)
     for arrival_ms in sorted(arrivals_ms.tolist()):
         run.send(arrival_ms)
-    return run.to_the_end()
+    return run.to_the_end(gaps)
 
 
 def simulate_finite(
-    service: VirtualService, requests: RequestSource, users: int, n_requests: int
+    service: VirtualService, requests: RequestSource, users: int, n_requests: int, *, gaps: bool = True
 ) -> SimulatedRequests:
     """Simulate `users` clients that start all at once and send `n_requests` requests in all, to the last end.
 
@@ -99,7 +103,7 @@ def simulate_finite(
     run.resend_until_ms = inf
     for _ in range(min(users, n_requests)):
         run.send(0.0)
-    return run.to_the_end()
+    return run.to_the_end(gaps)
 
 
 class _Feed:
@@ -181,7 +185,7 @@ class _Run:
         self.awaited += sent_ms < self.stop_sending_ms
         self.arrivals.append(sequence)
 
-    def to_the_end(self) -> SimulatedRequests:
+    def to_the_end(self, gaps: bool) -> SimulatedRequests:
         """Run until no awaited request is open, then expand the records."""
         core = self.core
         while (
@@ -195,7 +199,7 @@ class _Run:
                 self.now_ms = max(self.now_ms, self._next_arrival_ms())
             else:
                 self._let_pass(action)
-        return self._records()
+        return self._records(gaps)
 
     def _next_pause_ms(self) -> float:
         return self.paused_until_ms[0] if self.paused_until_ms else inf
@@ -247,7 +251,7 @@ class _Run:
                 self._resume_paused()
                 self.send(now_ms)
 
-    def _records(self) -> SimulatedRequests:
+    def _records(self, gaps: bool) -> SimulatedRequests:
         # What an open loop would have sent after the end was never sent.
         log = [sequence for sequence in self.log if sequence.sent_ms <= self.now_ms]
         first_token_ms = np.array([s.first_token_ms for s in log])
@@ -256,7 +260,9 @@ class _Run:
         for sequence in log:
             if sequence.outcome is Outcome.UNFINISHED:
                 sequence.last_step = self.core.step
-        gap_us, offsets = _expand_gaps(self.stretches.step_end_us(), log)
+        gap_us, offsets = np.empty(0, dtype=np.int64), np.zeros(len(log) + 1, dtype=np.int64)
+        if gaps:
+            gap_us, offsets = _expand_gaps(self.stretches.step_end_us(), log)
         return SimulatedRequests(
             requests=self.feed.head(len(log)),
             sent_us=_microseconds(np.array([s.sent_ms for s in log])),

@@ -145,8 +145,13 @@ class PagedScheduler:
         held = self.blocks.total - self.blocks.free - self._late_blocks
         return Gauges(self.places - self._late_places, waiting, held * self.block_size)
 
-    def batch_of(self, tokens: int, pairs: float, preempted: list[Sequence], *, decodes: bool) -> Step | None:
-        """Return the step of the prompts in `prefills`, and with `decodes` of all that decode."""
+    def batch_of(
+        self, tokens: int, pairs: float, preempted: list[Sequence], *, decodes: bool, once: bool = False
+    ) -> Step | None:
+        """Return the step of the prompts in `prefills`, and with `decodes` of all that decode.
+
+        `once`: the step after it may let somebody in.
+        """
         decoding = self.decoding
         self._decodes = decodes = decodes and decoding.sequences > 0
         if tokens:
@@ -158,7 +163,7 @@ class PagedScheduler:
             return Step(Batch(*running, tokens, pairs, prefills, longest), 1, True, starts, tuple(preempted))
         if not decodes:
             return None
-        steps = 1 if preempted else decoding.steps_to_end()
+        steps = 1 if once else decoding.steps_to_end()
         if self.grows:
             steps = decoding.steps_within(self.blocks.free, steps)
         # Behind a head that does not fit nobody is let in.

@@ -73,7 +73,7 @@ class SglangScheduler(PagedScheduler):
         if self.decoding.new_blocks(1) > self.blocks.free:
             self.learn()
             self._retract(retracted)
-        step = self.batch_of(0, 0.0, retracted, decodes=True)
+        step = self.batch_of(0, 0.0, retracted, decodes=True, once=bool(retracted))
         if step is None:
             self._ratio = self._first_ratio
         return step

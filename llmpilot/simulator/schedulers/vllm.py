@@ -65,10 +65,15 @@ class VllmScheduler(PagedScheduler):
         else:
             watermark = int(WATERMARK * self.blocks.total) if self.running else 0
             tokens, pairs = self._admit(rule.max_num_batched_tokens, watermark)
-            if not tokens:
-                self._make_room(preempted)
-        self.waiting.extendleft(preempted)
-        return self.batch_of(tokens, pairs, preempted, decodes=rule.chunked_prefill or not tokens)
+            needed = 0 if tokens else self._make_room(preempted)
+        once = False
+        if preempted:
+            # Nobody is let in together with a preemption, but in the next step whoever fits.
+            self.waiting.extendleft(preempted)
+            head = self.waiting[0]
+            once = self.blocks_for(head, head.copies * head.target) <= self.blocks.free - needed
+        decodes = rule.chunked_prefill or not tokens
+        return self.batch_of(tokens, pairs, preempted, decodes=decodes, once=once)
 
     def _make_room(self, preempted: list[Sequence]) -> int:
         """Preempt until the blocks that decoding needs next are free; return how many these are."""
