@@ -328,11 +328,11 @@ FORMS: dict[str, Form] = {
         constants={
             "launch_us": _LAUNCH,
             "bandwidth_share": _SHARE,
-            "compute_share": (0.7, 0.02, 2.0),
+            "compute_share": (0.8, 0.6, 2.0),
             "per_head_ns": (1.0, 0.01, 30.0),
             "sharpness": (2.0, 0.9, 6.0),
         },
-        knots=((0, 2, 4, 6, 8, 10, 12), (5, 7, 9, 10, 11, 12, 13, 15, 17), (0, 1, 4)),
+        knots=((0, 2, 4, 6, 8, 10, 12), (5, 7, 9, 10, 11, 12, 13, 15, 17), (0, 1, 4, 6)),
         alone=(_WIDTHS,),
     ),
     "prefill_attention": Form(
