@@ -28,9 +28,11 @@ TOO_HEAVY = "the request is heavier than the largest batch"
 
 
 class Engine(Protocol):
-    """Makes the tokens of streams; `slips` counts how often it could not keep its own pace."""
+    """Makes the tokens of streams; `slips` counts how often it could not keep its own pace, `preemptions` how
+    often a sequence lost its place."""
 
     slips: int
+    preemptions: int
 
     def submit(self, stream: Stream, arrived_ns: int) -> None:
         """Take a stream whose request arrived at `arrived_ns`."""
@@ -78,7 +80,7 @@ class BatchingEngine:
         out_of_memory_above_weight: int | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.slips = 0
+        self.slips = self.preemptions = 0
         self._core = service.core()
         self._kv_capacity_tokens = service.kv_capacity_tokens
         self._ns_per_ms = 1e6 / speed
@@ -170,6 +172,7 @@ class BatchingEngine:
         for ticket in _tickets(action.preempted):
             ticket.place = Place.WAITING
         if action.preempted:
+            self.preemptions += len(action.preempted)
             self._drop_dead()
         limit = self._out_of_memory_above
         if limit is not None and isinstance(self._core, TgisCore) and self._core.heaviest_next() > limit:
@@ -217,7 +220,7 @@ class FixedEngine:
     """Tokens made in one turn of the event loop at most, so that reading goes on."""
 
     def __init__(self, timing: FixedTiming, speed: float, loop: asyncio.AbstractEventLoop) -> None:
-        self.slips = 0
+        self.slips = self.preemptions = 0
         self._ttft_ns = int((timing.ttft_ms or 0.0) * 1e6 / speed)
         self._itl_ns = int((timing.itl_ms or 0.0) * 1e6 / speed)
         self._due: list[tuple[int, int, Stream]] = []

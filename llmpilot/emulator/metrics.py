@@ -81,7 +81,16 @@ class Metrics:
         self.inputs = Histogram("vllm:request_prompt_tokens", "Input tokens of a request.", TOKENS)
         self.outputs = Histogram("vllm:request_generation_tokens", "Output tokens of a request.", TOKENS)
 
-    def render(self, running: int, waiting: int, kv_share: float, generating: int, slips: int | None) -> str:
+    def render(
+        self,
+        running: int,
+        waiting: int,
+        kv_share: float,
+        generating: int,
+        *,
+        preemptions: int,
+        slips: int | None,
+    ) -> str:
         """Return all of it as text; `generating` counts the tokens of requests that have not ended yet.
 
         `slips` None: there is no pace to keep, and nothing is said of it.
@@ -92,7 +101,7 @@ class Metrics:
             ("vllm:num_requests_running", "Sequences in the running batch.", "gauge", running),
             ("vllm:num_requests_waiting", "Sequences waiting for a place in it.", "gauge", waiting),
             ("vllm:kv_cache_usage_perc", "Share of the KV cache in use; 1 is all of it.", "gauge", kv_share),
-            ("vllm:num_preemptions_total", "Preemptions: nobody is preempted here.", "counter", 0),
+            ("vllm:num_preemptions_total", "Sequences that lost their place.", "counter", preemptions),
             ("vllm:prompt_tokens_total", "Input tokens processed.", "counter", self.prompt_tokens),
             (
                 "vllm:generation_tokens_total",

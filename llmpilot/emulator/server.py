@@ -86,6 +86,11 @@ class Emulator(OpenAISite):
         return self._engine.slips
 
     @property
+    def preemptions(self) -> int:
+        """How often a sequence lost its place and was computed anew."""
+        return self._engine.preemptions
+
+    @property
     def requests(self) -> int:
         """How many generation requests were accepted."""
         return self._number

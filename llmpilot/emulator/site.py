@@ -84,6 +84,11 @@ class OpenAISite(ABC):
         """How often the machine was too slow for the pace that it should keep; None: it keeps none."""
         return None
 
+    @property
+    def preemptions(self) -> int:
+        """How often a sequence lost its place and was computed anew."""
+        return 0
+
     def handle(self, request: Request, connection: Connection, arrived_ns: int) -> Answer | None:
         """Route one request; every refusal is an OpenAI error."""
         try:
@@ -228,7 +233,9 @@ class OpenAISite(ABC):
 
     def _metrics(self, request: Request, connection: Connection, arrived_ns: int) -> None:
         generating = sum(stream.made * stream.copies for answer in self._answers for stream in answer.streams)
-        text = self.metrics.render(*self._gauges(), generating, self.slips)
+        text = self.metrics.render(
+            *self._gauges(), generating, preemptions=self.preemptions, slips=self.slips
+        )
         connection.write_body(200, metrics.CONTENT_TYPE, text.encode())
 
     async def _sweep(self) -> None:

@@ -4,12 +4,22 @@ import asyncio
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmpilot.emulator import EmulatedService, Options, example_service, serve
-from llmpilot.simulator import BatchingRule, simulate_open
+from llmpilot.simulator import (
+    Batch,
+    BatchingRule,
+    SglangRule,
+    SteppedService,
+    TrtllmRule,
+    VllmRule,
+    simulate_open,
+)
 from llmpilot.simulator.scheduling import Sequence
+from llmpilot.simulator.service import SchedulingRule
 from llmpilot.simulator.tgis import TgisCore
 from llmpilot.workload import Requests, from_lengths
 
@@ -83,16 +93,40 @@ def small(service: EmulatedService, max_batch_weight: int) -> EmulatedService:
     return replace(service, service=replace(service.service, rule=rule))
 
 
-def test_tokens_are_due_when_the_simulator_has_them() -> None:
+class Linear:
+    """Step times of a slow GPU."""
+
+    def step_ms(self, batch: Batch) -> float:
+        return 20.0 + 0.5 * batch.decodes + 0.1 * batch.prefill_tokens
+
+
+def stepped(rule: SchedulingRule) -> EmulatedService:
+    return replace(example_service(), service=SteppedService(Linear(), rule, 288, 1.0), max_model_tokens=288)
+
+
+SERVICES = {
+    "tgis": small(example_service(), 300),
+    "vllm": stepped(VllmRule(max_num_seqs=8, max_num_batched_tokens=64)),
+    "vllm 0.6": stepped(VllmRule(max_num_seqs=8, max_num_batched_tokens=256, chunked_prefill=False)),
+    "sglang": stepped(SglangRule(max_num_seqs=8, max_num_batched_tokens=64, conservativeness=0.1)),
+    "trtllm": stepped(TrtllmRule(max_num_seqs=8, max_num_batched_tokens=256)),
+}
+
+
+@pytest.mark.parametrize("engine", SERVICES)
+def test_tokens_are_due_when_the_simulator_has_them(engine: str) -> None:
     """The emulator is the simulator on the real clock: same arrivals, same token times."""
-    service, speed = small(example_service(), 300), 4.0
+    service, speed = SERVICES[engine], 4.0
     lengths = [(20, 30), (50, 10), (120, 20), (10, 40), (60, 60), (30, 1), (200, 5), (7, 25)]
 
     async def drive() -> tuple[list[dict[str, object]], int]:
         async with serve(service, Options(speed=speed)) as emulator:
             host, port = emulator.url.removeprefix("http://").split(":")
             await asyncio.gather(*(ask(host, int(port), k, *pair) for k, pair in enumerate(lengths)))
-            return emulator.truth().to_pylist(), emulator.slips
+            rows, slips = emulator.truth().to_pylist(), emulator.slips
+            if engine.startswith("vllm"):
+                assert emulator.preemptions, "the cache was to run full"
+            return rows, slips
 
     async def ask(host: str, port: int, k: int, input_tokens: int, output_tokens: int) -> None:
         await asyncio.sleep(0.02 * k)
