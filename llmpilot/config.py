@@ -425,7 +425,7 @@ def parse_seed(value: Any) -> int:
 
 
 def _explain(schema: type[BaseModel], problem: Any, key: str) -> ConfigError:
-    where = ".".join([key, *(str(part) for part in problem["loc"])])
+    where = ".".join(filter(None, [key, *(str(part) for part in problem["loc"])]))
     if problem["type"] == "extra_forbidden":
         options = list(schema.model_fields)
         hint = did_you_mean(str(problem["loc"][-1]), options)

@@ -4,6 +4,10 @@ Follows vLLM's and its kernels' support: Marlin reads fp8 and 4-bit weights on N
 multiplies in bf16; AMD's GPUs emulate mxfp4 where they have fp8.
 """
 
+import json
+from pathlib import Path
+
+from llmpilot.architecture import Precision
 from llmpilot.config import Gpu, Model
 from llmpilot.errors import ConfigError
 
@@ -46,21 +50,49 @@ def require_units(model: Model, gpu: Gpu) -> str:
     return f"{gpu.name} has no units for {' and '.join(emulated)}: weights are stored so and computed in bf16"
 
 
-def precision_flags(model: Model, fp8_cache: str) -> list[str]:
+def to_be_made(
+    model: Model, checkpoint: str | None = None, loads_to: tuple[Precision, ...] = ("fp8",)
+) -> Precision | None:
+    """Return the precision that an engine is to make of the weights while it loads them; None: as they are.
+
+    `checkpoint` is where they are loaded from, if not from the model's own: in what they are stored, its
+    config.json says, or whoever named it knows. `loads_to` are those that the engine can make.
+
+    Raises:
+        ConfigError: it cannot make this one: it takes a checkpoint that is stored so.
+    """
+    wanted = model.quantize_to
+    if wanted is None or (checkpoint is not None and _is_quantized(checkpoint)):
+        return None
+    if wanted in loads_to:
+        return wanted
+    raise ConfigError(
+        f"engines do not bring {model.hf_id} to {wanted} while they load it",
+        given=f"precision={wanted}",
+        cure="name a checkpoint that is stored so, as +model=nvidia/Qwen3-32B-NVFP4 or engine.model_path=..."
+        + (f"; or precision={loads_to[0]}" if loads_to else ""),
+    )
+
+
+def precision_flags(model: Model, fp8_cache: str, checkpoint: str | None = None) -> list[str]:
     """Return what vLLM and SGLang are told of a model's number formats; what a checkpoint says, they read.
 
-    `fp8_cache`: their word for a KV cache in fp8.
+    `fp8_cache`: their word for a KV cache in fp8. `checkpoint`: as for `to_be_made`.
 
     Raises:
         ConfigError: they do not quantize to that while they load: it takes a checkpoint that is stored so.
     """
-    flags = []
-    if model.quantize_to == "fp8":
-        flags += ["--quantization", "fp8"]
-    elif model.quantize_to is not None:
-        raise ConfigError(
-            f"engines do not bring {model.hf_id} to {model.quantize_to} while they load it",
-            given=f"precision={model.quantize_to}",
-            cure="name a checkpoint that is stored so, as +model=nvidia/Qwen3-32B-NVFP4; or precision=fp8",
-        )
+    made = to_be_made(model, checkpoint)
+    flags = [] if made is None else ["--quantization", made]
     return flags + (["--kv-cache-dtype", fp8_cache] if model.kv_format == "fp8" else [])
+
+
+def _is_quantized(checkpoint: str) -> bool:
+    """Return whether a checkpoint is quantized, as its config.json says; of one that is not here, yes."""
+    folder = Path(checkpoint).expanduser()
+    if not folder.is_dir():
+        return True
+    try:
+        return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False

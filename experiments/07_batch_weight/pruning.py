@@ -35,9 +35,14 @@ Case = tuple[tuple[str, str, int], str]
 def study(case: Case, setting: str) -> dict[str, Any]:
     (model, gpu_name, count), objective = case
     gpu = next(option for option, gpu in catalog.gpus().items() if gpu.name == gpu_name)
-    typed = [f"+gpu={gpu}", f"+model={model}", f"gpu.count={count}", f"tuner.objective={objective}"]
+    typed = [f"+gpu={gpu}", f"+model={model}", f"gpu.count={count}", "engine=tgis"]
     with tempfile.TemporaryDirectory() as folder:
-        typed += ["task=tune", f"tuner.storage=sqlite:///{folder}/o.db", setting]
+        typed += [
+            "task=tune",
+            f"tuner.objective={objective}",
+            f"tuner.storage=sqlite:///{folder}/o.db",
+            setting,
+        ]
         with initialize_config_dir(str(catalog.conf_dir()), version_base="1.3"):
             cfg = compose_config("config", overrides=typed)
         tuning = tune.prepare(cfg, compose(cfg), parse(Tuner, cfg.tuner, "tuner"))

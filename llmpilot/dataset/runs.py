@@ -54,21 +54,29 @@ CLIENT = "levels at which the client was the bottleneck"
 NO_LATENCIES = "levels without latencies, or with a median gap of 0 ms"
 
 SETTINGS = {
-    "tp": ("engine.tensor_parallel", "engine.tensor_parallel_size"),
-    "pp": ("engine.pipeline_parallel",),
-    "dp": ("engine.data_parallel",),
-    "ep": ("engine.expert_parallel",),
-    "engine_version": ("engine.version",),
-    "max_num_seqs": ("engine.max_num_seqs", "engine.max_batch_size"),
-    "max_num_batched_tokens": ("engine.max_num_batched_tokens",),
-    "chunked_prefill": ("engine.chunked_prefill",),
-    "prefix_caching": ("engine.prefix_caching",),
+    "tp": ("service.tensor_parallel", "engine.tensor_parallel"),
+    "pp": ("service.pipeline_parallel", "engine.pipeline_parallel"),
+    "dp": ("service.data_parallel", "engine.data_parallel"),
+    "ep": ("service.expert_parallel", "engine.expert_parallel"),
+    "engine_version": ("service.version", "engine.version"),
+    "max_num_seqs": (
+        *("service.max_num_seqs", "engine.max_num_seqs"),
+        *("engine.max_running_requests", "engine.max_batch_size"),
+    ),
+    "max_num_batched_tokens": (
+        *("service.max_num_batched_tokens", "engine.max_num_batched_tokens"),
+        *("engine.chunked_prefill_size", "engine.max_num_tokens"),
+    ),
+    "chunked_prefill": ("service.chunked_prefill", "engine.enable_chunked_prefill"),
+    "prefix_caching": ("engine.enable_prefix_caching",),
     "prefix_hit_share": ("engine.prefix_hit_share",),
-    "memory_share": ("engine.memory_share", "engine.gpu_memory_utilization"),
+    "memory_share": (
+        *("service.memory_share", "engine.gpu_memory_utilization"),
+        *("engine.mem_fraction_static", "engine.kv_cache_free_gpu_memory_fraction"),
+    ),
     "eager": ("engine.enforce_eager",),
     "max_batch_weight": ("max_batch_weight",),
-    "precision": ("precision",),
-    "kv_precision": ("kv_precision",),
+    "kv_precision": ("model.kv_format",),
 }
 """Columns of a table of measurements, and the params of a run that say them: the first that is there."""
 FIXED_LENGTHS = re.compile(r"fixed_(\d+)_(\d+)")
@@ -218,6 +226,7 @@ def _measurements(run: _Run, model: Model, gpu: Gpu, slow_client: set[str]) -> M
         "model": model_id(model, model_key),
         "gpu": gpu_option(gpu_type, gpu_key),
         "hardware": run.tags.get(tracking.TAG_HARDWARE),
+        "precision": model.precision if model.precision in PRECISIONS else None,
         "n_gpus": gpu.count,
         "tp": settings["tp"] or gpu.count // ((settings["pp"] or 1) * (settings["dp"] or 1)),
         "engine": engine_named(run.params.get("engine.name", "")) or None,
@@ -252,8 +261,7 @@ def _setting(params: dict[str, str], column: str) -> Any:
             return said == "True"
         if column in (*COUNTS, *SHARES):
             return float(said)
-        known = {"precision": PRECISIONS, "kv_precision": KV_PRECISIONS}.get(column)
-        return said if known is None or said in known else None
+        return said if column != "kv_precision" or said in KV_PRECISIONS else None
     return None
 
 

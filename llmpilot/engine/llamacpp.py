@@ -128,7 +128,13 @@ class LlamaCppEngine(StartedEngine):
             ConfigError: no GGUF file was given, or it is not there.
             PilotError: llama.cpp's server is not installed.
         """
-        path = self._gguf()
+        path = self._gguf()  # whoever named it knows in what it is stored
+        if assignment.model.kv_format == "fp8":
+            raise ConfigError(
+                "the KV cache of llama.cpp is set by its own flags",
+                given="kv_precision=fp8",
+                cure="kv_precision=null engine.extra_args=[--cache-type-k,q8_0,--cache-type-v,q8_0]",
+            )
         weight, heaviest = assignment.max_batch_weight, assignment.heaviest_request_tokens
         tokens, slots = self.context(weight, heaviest)
         binary = self._binary()

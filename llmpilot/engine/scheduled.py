@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 from llmpilot import simulator
 from llmpilot.config import Gpu, Model, NonNegative, Share
 from llmpilot.engine.server import StartedEngine
-from llmpilot.errors import ConfigError
+from llmpilot.errors import ConfigError, DoesNotFitError
 from llmpilot.simulator import VirtualService
 from llmpilot.simulator.service_model import simulated_service
 from llmpilot.simulator.service_settings import NEWEST, EngineName, ServiceSettings, service_settings
@@ -131,7 +131,18 @@ class ScheduledEngine(StartedEngine):
             )
 
     def memory(self, model: Model, gpu: Gpu) -> MemoryPlan:
-        """Return where the profile's memory goes under this engine."""
+        """Return where the profile's memory goes under this engine.
+
+        Raises:
+            DoesNotFitError: it does not serve models of this kind.
+            ConfigError: not on these GPUs, as its settings spread the model.
+        """
+        if model.encoder_decoder:
+            raise DoesNotFitError(
+                f"{self.label} does not serve encoder-decoder models",
+                given=model.name,
+                cure="engine=tgis, the engine of 2023, which did",
+            )
         return self.settings(gpu).memory(model, gpu)
 
     def service(self, model: Model, gpu: Gpu, max_batch_weight: int) -> VirtualService:

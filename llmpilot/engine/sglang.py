@@ -41,7 +41,6 @@ class SglangEngine(ScheduledEngine):
     """
 
     name: ClassVar[str] = "sglang"
-    places: ClassVar[tuple[str, ...]] = ("process",)
     label: ClassVar[str] = "SGLang"
     settings_name: ClassVar[EngineName] = "sglang"
     step_settings: ClassVar[tuple[str, str]] = ("chunked_prefill_size", "max_running_requests")
@@ -96,7 +95,7 @@ class SglangEngine(ScheduledEngine):
         argv += ["--host", assignment.host, "--port", str(assignment.port)]
         # With attention replicated, its tensor parallelism counts all GPUs.
         argv += ["--tp-size", str(self.tensor_gpus(gpu) * (self.data_parallel if replicated else 1))]
-        argv += precision_flags(model, "fp8_e4m3")
+        argv += precision_flags(model, "fp8_e4m3", self.model_path)
         argv += flag_if("--pp-size", self.pipeline_parallel, unless=1)
         argv += flag_if("--dp-size", self.data_parallel, unless=1)
         argv += ["--enable-dp-attention"] if replicated else []

@@ -26,6 +26,7 @@ from llmpilot.engine.server import (
     Variables,
 )
 from llmpilot.errors import PilotError
+from llmpilot.precision import to_be_made
 
 CONCURRENT_REQUESTS = 16_384
 """TGI turns away (429) who comes beyond its own limit of 128, where we want to see them wait."""
@@ -101,6 +102,7 @@ class TgiEngine(StartedEngine):
         Raises:
             PilotError: TGI is not installed.
         """
+        precision = to_be_made(assignment.model, self.model_path)
         longest_input, longest = self.lengths(assignment)
         weight, prefill = assignment.max_batch_weight, self.max_batch_prefill_tokens
         argv = [self._binary(), "--model-id", self.served_model(assignment.model)]
@@ -118,6 +120,9 @@ class TgiEngine(StartedEngine):
             prefill = min(weight, max(prefill or longest_input + PREFILL_SPARE_TOKENS, longest_input))
         if prefill is not None:
             argv += ["--max-batch-prefill-tokens", str(max(prefill, longest_input))]
+        argv += ["--quantize", precision] if precision else []
+        if assignment.model.kv_format == "fp8":
+            argv += ["--kv-cache-dtype", "fp8_e4m3fn"]
         if self.dtype != "auto":
             argv += ["--dtype", self.dtype]
         if self.cuda_memory_fraction is not None:

@@ -19,6 +19,7 @@ from llmpilot.engine.programs import named_program
 from llmpilot.engine.scheduled import ScheduledEngine
 from llmpilot.engine.server import PYTORCH_OUT_OF_MEMORY, Assignment, Command, flag_if
 from llmpilot.errors import ConfigError, PilotError
+from llmpilot.precision import to_be_made
 from llmpilot.simulator.service_settings import EngineName
 
 TOKENS_PER_BLOCK = 32
@@ -37,7 +38,6 @@ class TrtllmEngine(ScheduledEngine):
     """
 
     name: ClassVar[str] = "trtllm"
-    places: ClassVar[tuple[str, ...]] = ("process",)
     label: ClassVar[str] = "TensorRT-LLM"
     settings_name: ClassVar[EngineName] = "trtllm"
     step_settings: ClassVar[tuple[str, str]] = ("max_num_tokens", "max_batch_size")
@@ -100,6 +100,7 @@ class TrtllmEngine(ScheduledEngine):
         self.require_real()
         model, gpu = assignment.model, assignment.gpu
         self.require_gpus(gpu)
+        to_be_made(model, self.model_path, loads_to=())
         source = self.model_path or model.hf_id
         local = Path(source).expanduser().is_dir()
         argv = [self._binary(), str(Path(source).expanduser().absolute()) if local else source]
@@ -118,6 +119,8 @@ class TrtllmEngine(ScheduledEngine):
             cache["free_gpu_memory_fraction"] = self.kv_cache_free_gpu_memory_fraction
         if assignment.max_batch_weight is not None:
             cache["max_tokens"] = assignment.max_batch_weight
+        if model.kv_format == "fp8":
+            cache["dtype"] = "fp8"
         options: dict[str, Any] = {"kv_cache_config": cache}
         if self.data_parallel > 1:
             options["enable_attention_dp"] = True

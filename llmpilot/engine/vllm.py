@@ -149,7 +149,7 @@ class VllmEngine(ScheduledEngine):
         argv += ["--host", assignment.host, "--port", str(assignment.port)]
         argv += ["--tensor-parallel-size", str(gpus), "--dtype", self.dtype]
         argv += ["--max-model-len", str(assignment.longest_request_tokens)]
-        argv += precision_flags(model, "fp8")
+        argv += precision_flags(model, "fp8", self.model_path)
         argv += flag_if("--pipeline-parallel-size", self.pipeline_parallel, unless=1)
         argv += flag_if("--data-parallel-size", self.data_parallel, unless=1)
         argv += ["--enable-expert-parallel"] if self.expert_parallel > 1 else []

@@ -17,7 +17,7 @@ def vllm_argv(model: Model, gpu: Gpu, host: str | None = None) -> tuple[str, ...
     start otherwise.
 
     Raises:
-        ConfigError: vLLM does not serve models of this kind, or would not find this one.
+        ConfigError: vLLM does not serve models of this kind or in this precision, or would not find this one.
     """
     if "/" not in model.hf_id:
         raise ConfigError(

@@ -77,7 +77,8 @@ class ServiceSettings(Facts):
         """Return where the service's memory goes, summed over its GPUs.
 
         `context_tokens`: how long sequences are on average, which decides what windows and states take.
-        Replicas of the attention layers (`data_parallel`) hold all weights but the experts' once each.
+        The KV cache is in whole blocks. Replicas of the attention layers (`data_parallel`) hold all weights
+        but the experts' once each.
         """
         replica = gpu.model_copy(update={"count": self.tensor_parallel * self.pipeline_parallel})
         held = model.model_copy(
@@ -107,7 +108,7 @@ class ServiceSettings(Facts):
             usable_gb=n * plan.usable_gb,
             weights_gb=n * plan.weights_gb,
             reserve_gb=n * plan.reserve_gb,
-            kv_capacity_tokens=n * plan.kv_capacity_tokens,
+            kv_capacity_tokens=n * (plan.kv_capacity_tokens // self.block_size * self.block_size),
         )
 
 

@@ -113,7 +113,7 @@ def _measured(
             settings.model_copy(update={"objective": settings.step_objective}),
             weight,
             sla=cell.sla,
-            cost_per_hour=cell.facts_known[1].cost_per_hour,
+            cost_per_hour=cell.cost_per_hour,
             seed=cell.seed,
             question=BEST,
         )

@@ -12,7 +12,7 @@ from llmpilot import catalog
 from llmpilot.engine.tgis import TgisEngine
 from llmpilot.tasks import characterize
 
-CELL = ("+gpu=t4", "+model=flan_t5_xl")
+CELL = ("+gpu=t4", "+model=flan_t5_xl", "engine=tgis")
 QUICK = ("load.users=[1,4]", "load.duration_s=10", "load.warmup_s=1", "tuner.users=8", "tuner.tolerance=0.3")
 CAPACITY = TgisEngine().memory(catalog.models()["flan_t5_xl"], catalog.gpus()["t4"]).kv_capacity_tokens
 
@@ -100,7 +100,7 @@ def test_an_interrupted_run_goes_on_with_the_weight_it_had(run: Run, monkeypatch
 
 
 def test_a_sweep_tunes_no_finished_cell_again_and_shows_the_weights(run: Run) -> None:
-    sweep = ("-m", "+gpu=t4", "+model=flan_t5_xl,llama_7b,llama_3_1_70b", *QUICK)
+    sweep = ("-m", "+gpu=t4", "+model=flan_t5_xl,llama_7b,llama_3_1_70b", "engine=tgis", *QUICK)
     first = run(*sweep, "result_file=s.json")
     assert first.code == 0, first.err
     cells = read("s.json")["cells"]

@@ -34,7 +34,8 @@ def test_the_headline_command(run: Run, workdir: Path) -> None:
     assert ran.code == 0, ran.err
     first = ran.out.splitlines()[0]
     assert first.startswith("SIMULATED")
-    assert "deployment=external" in first
+    for part in ("vLLM 0.", "published measurements", "deployment=external"):
+        assert part in first
 
     result = read("r.json")
     wanted = "model gpu count engine deployment measurement max_batch_weight workload run_id users_max levels"
@@ -99,6 +100,7 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(run: Run) -> None
         ([*CELL, "max_batch_weight=10"], ["max_batch_weight=10", "heaviest request"]),
         ([*CELL, "max_batch_weight=many"], ["max_batch_weight", "many"]),
         ([*CELL, "workload=file"], ["workload.model is missing"]),
+        (["+gpu=t4", "+model=flan_t5_xl"], ["vLLM does not serve encoder-decoder", "engine=tgis"]),
         ([*CELL, "engine=simulated"], ["engine=simulated is no engine any more", "engine=tgis"]),
         ([*CELL, "deployment=external", "deployment.url=http://127.0.0.1:1"], ["engine=openai"]),
         ([*CELL, "workload=file", "workload.model=gone.parquet"], ["gone.parquet"]),

@@ -39,9 +39,23 @@ def store(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Sto
         "derived": ("+gpu=t4", "+model=hf", "model.config=config.json", "model.name=mine", *LADDER),
         "known": ("+gpu=a100", "gpu.count=2", "+model=starcoder", *LADDER),
         "quantized": ("+gpu=a100", "+model=starcoder", "model.weight_bytes_per_parameter=1", *LADDER),
-        "short": ("+gpu=h100", "+model=flan_t5_xl", "load.users=[1,8]", "load.duration_s=4", "tuner=none"),
+        "short": (
+            "+gpu=h100",
+            "+model=flan_t5_xl",
+            "engine=tgis",
+            "load.users=[1,8]",
+            "load.duration_s=4",
+            "tuner=none",
+        ),
         "open loop": (
-            *("+gpu=t4", "+model=flan_t5_xl", "load=poisson", "load.rates_per_s=[1]", "tuner=none"),
+            *(
+                "+gpu=t4",
+                "+model=flan_t5_xl",
+                "engine=tgis",
+                "load=poisson",
+                "load.rates_per_s=[1]",
+                "tuner=none",
+            ),
             *("workload=fixed", "workload.input_tokens=64", "workload.output_tokens=16"),
         ),
         # It does not fit on one of the two; the sweep has a parent besides.

@@ -15,7 +15,7 @@ from llmpilot import catalog
 from llmpilot.engine.tgis import TgisEngine
 from llmpilot.tasks import tune
 
-CELL = ("task=tune", "+gpu=t4", "+model=flan_t5_xl")
+CELL = ("task=tune", "+gpu=t4", "+model=flan_t5_xl", "engine=tgis")
 QUICK = ("load.duration_s=20", "load.warmup_s=1", "tuner.users=32")
 FEASIBLE = ("tuner=bisection", "tuner.tolerance=1")
 CAPACITY = TgisEngine().memory(catalog.models()["flan_t5_xl"], catalog.gpus()["t4"]).kv_capacity_tokens

@@ -1,6 +1,7 @@
 """Settings of today's engines: the same to the simulated service and to the real server's command line."""
 
 import json
+from pathlib import Path
 
 import pytest
 from command_lines import flag
@@ -14,6 +15,7 @@ from llmpilot.engine.sglang import SglangEngine
 from llmpilot.engine.trtllm import TrtllmEngine
 from llmpilot.engine.vllm import VllmEngine
 from llmpilot.errors import ConfigError
+from llmpilot.simulator import Batch
 
 MODEL, H100 = catalog.models()["llama_3_1_8b"], catalog.gpus()["h100"]
 MIXTURE = catalog.models()["qwen3_30b_a3b"]
@@ -133,3 +135,36 @@ def test_says_what_is_simulated_and_how_far_off(tmp_path, monkeypatch: pytest.Mo
     scheduled.expected_errors.cache_clear()
     assert "off by TPOT 8%, TTFT 27% (median, LLM left out" in VllmEngine().simulated_from(MODEL, H100)
     scheduled.expected_errors.cache_clear()
+
+
+def test_precision_reaches_the_real_server(binary: str, tmp_path: Path) -> None:
+    fp8 = MODEL.at_precision("fp8", "fp8")
+    argv = command(VllmEngine(binary=binary), model=fp8).argv
+    assert (flag(argv, "--quantization"), flag(argv, "--kv-cache-dtype")) == ("fp8", "fp8")
+    argv = command(SglangEngine(python=binary), model=fp8).argv
+    assert (flag(argv, "--quantization"), flag(argv, "--kv-cache-dtype")) == ("fp8", "fp8_e4m3")
+    started = command(TrtllmEngine(binary=binary, model_path="nvidia/Llama-3.1-8B-FP8"), model=fp8)
+    assert json.loads(started.files[flag(started.argv, "--extra_llm_api_options")])["kv_cache_config"][
+        "dtype"
+    ]
+    for engine in (VllmEngine(binary=binary), TrtllmEngine(binary=binary)):
+        with pytest.raises(ConfigError, match=r"do not bring meta-llama/Llama-3.1-8B.* to nvfp4"):
+            command(engine, model=MODEL.at_precision("nvfp4"))
+
+    # What the checkpoint says by itself is told to nobody, nor what a named one holds.
+    plain = command(VllmEngine(binary=binary), model=MODEL.at_precision("bf16", "bf16")).argv
+    named = command(
+        VllmEngine(binary=binary, model_path="nvidia/x-NVFP4"), model=MODEL.at_precision("nvfp4")
+    ).argv
+    assert not {"--quantization", "--kv-cache-dtype"} & {*plain, *named}
+    for config, flagged in (("{}", True), ('{"quantization_config": {"quant_method": "fp8"}}', False)):
+        (tmp_path / "config.json").write_text(config)
+        engine = VllmEngine(binary=binary, model_path=str(tmp_path))
+        assert ("--quantization" in command(engine, model=MODEL.at_precision("fp8")).argv) is flagged
+
+
+def test_precision_makes_room_and_haste_in_a_simulation() -> None:
+    engine, fp8 = VllmEngine(), MODEL.at_precision("fp8", "fp8")
+    assert engine.memory(fp8, H100).kv_capacity_tokens > 2 * engine.memory(MODEL, H100).kv_capacity_tokens
+    times = [engine.service(model, H100, 100_000).step_times for model in (MODEL, fp8)]  # type: ignore[attr-defined]
+    assert times[1].step_ms(Batch(1, 1000)) < 0.8 * times[0].step_ms(Batch(1, 1000))

@@ -231,3 +231,15 @@ def test_the_served_context_fits_the_memory() -> None:
     assert argv[argv.index("--dtype") + 1] == "half"
     with pytest.raises(ConfigError, match="encoder-decoder"):
         vllm_argv(MODELS["flan_t5_xl"], h100)
+
+
+def test_the_served_precision_is_what_was_asked_for() -> None:
+    model, h100 = MODELS["llama_3_1_8b"], GPUS["h100"]
+    argv = vllm_argv(model.at_precision("fp8", "fp8"), h100)
+    assert argv[argv.index("--quantization") + 1] == argv[argv.index("--kv-cache-dtype") + 1] == "fp8"
+    with pytest.raises(ConfigError, match=r"do not bring .* to nvfp4"):
+        vllm_argv(model.at_precision("nvfp4"), h100)
+    packaged = catalog.model_of_hf_id("nvidia/DeepSeek-R1-NVFP4")
+    assert packaged is not None
+    assert packaged.precision == "nvfp4"
+    assert "--quantization" not in vllm_argv(packaged, GPUS["b200"].model_copy(update={"count": 8}))
