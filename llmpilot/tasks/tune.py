@@ -23,6 +23,7 @@ from llmpilot.tasks.tune_setup import Tuning, bounds_of, study_name
 from llmpilot.tasks.tune_show import announce, in_words, show
 from llmpilot.tune import Bounds, Identity, Services, Tuner, TuningStudy, measure, storage_url
 from llmpilot.tune.plan import (
+    BEST,
     FEASIBLE,
     Stop,
     Wait,
@@ -110,7 +111,7 @@ def find(
     try:
         because = search(tuning, run_id)
         result = conclude(tuning, because)
-        if not within:
+        if not within and tuning.settings.question == BEST:
             result |= tune_steps.find(tuning, result["best_max_batch_weight"], run_id)
         _keep(cfg, tuning, result, optuna_pages=not within)
     except BaseException as error:
