@@ -37,8 +37,13 @@ KIN = {
 """GPU types without tables that are another trim of a chip with tables: its shares of the rates hold."""
 
 
+OWN_SHARE = 0.5
+"""How much a GPU type's own tables count against what is common to all of them (geometric mean). A table is
+of one engine's kernels of one version: services on others lie between it and the common."""
+
+
 def operators_for(gpu: Gpu) -> "Operators":
-    """Return the operator times of a GPU type: its own constants where it has any, universal ones else.
+    """Return the operator times of a GPU type: its own tables' where it has any, half way to the common.
 
     With `gpu.profile`, what was measured on this very GPU comes first.
 
@@ -65,13 +70,18 @@ class Operators:
 
     Every method returns the duration of one call on one GPU [ms]: a float for floats, an array for arrays,
     which broadcast. No work (no tokens, no sequences, one GPU to communicate with) takes no time. `own` and
-    `universal` hold constants by operator and number format, or kind of link for operators between GPUs.
+    `universal` hold constants by operator and number format, or kind of link for operators between GPUs;
+    where there are both, times are a geometric mean, in which `own` counts by `own_share`.
     """
 
     gpu: Gpu
     own: Mapping[str, Mapping[str, Constants]]
     universal: Mapping[str, Mapping[str, Constants]]
+    own_share: float = OWN_SHARE
     _chosen: dict[tuple[str, str], Constants] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _common: dict[tuple[str, str], Constants] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -234,7 +244,12 @@ class Operators:
         return known
 
     def _time_ms(self, operator: str, fmt: str, *shape: Numbers) -> Numbers:
-        return FORMS[operator].time_ms(self.constants(operator, fmt), self.rates, fmt, *shape)
+        form, constants = FORMS[operator], self.constants(operator, fmt)
+        time = form.time_ms(constants, self.rates, fmt, *shape)
+        common = self._common.get((operator, fmt))
+        if common is None or self.own_share == 1.0:
+            return time
+        return time**self.own_share * form.time_ms(common, self.rates, fmt, *shape) ** (1.0 - self.own_share)
 
     def _between_gpus_ms(self, operator: str, message_bytes: Numbers, gpus: Numbers) -> Numbers:
         if not isinstance(gpus, np.ndarray) and gpus <= 1:
@@ -255,6 +270,9 @@ class Operators:
         for candidate in candidates:
             for source in (self.own, self.universal):
                 if candidate in source.get(operator, {}):
+                    if source is self.own and candidate in self.universal.get(operator, {}):
+                        common = self.universal[operator][candidate]
+                        self._common[operator, fmt] = with_grid(operator, common)
                     return with_grid(operator, source[operator][candidate])
         raise KeyError((operator, fmt))
 

@@ -43,46 +43,36 @@ def _blackwell(service: StepModel) -> bool:
     return service.gpu.architecture == "blackwell"
 
 
-def _block_experts(service: StepModel) -> bool:
-    return has_experts(service) and service.model.formats.experts == "fp8_block"
-
-
 def has_experts(service: StepModel) -> bool:
     """Whether some of the model's layers are mixtures of experts."""
     return any(isinstance(kind.feed_forward, Experts) for kind in service.model.layer_kinds)
 
 
+def _block_experts(service: StepModel) -> bool:
+    return has_experts(service) and service.model.formats.experts == "fp8_block"
+
+
 FACTORS: tuple[Factor, ...] = (
-    Factor(
-        "experts.fp8_block",
-        ("experts",),
-        _block_experts,
-        1.0,
-        0.2,
-        "engines tune block-scaled expert kernels further than the tables' generic ones",
-    ),
+    Factor("gemm", GEMMS, _always, 1.0, 0.07, "engines choose kernels for their shapes, tables the default"),
+    Factor("gemm.blackwell", GEMMS, _blackwell, 1.0, 0.1, "kernels for it got better since"),
+    Factor("attention.blackwell", ATTENTION, _blackwell, 1.0, 0.15, "the same of attention"),
+    Factor("recurrent", ("recurrent",), _always, 1.0, 0.3, "states are known by their bytes alone"),
+    Factor("experts.vllm", ("experts",), _on("vllm"), 1.0, 0.1, "each engine has its own expert kernels"),
+    Factor("experts.sglang", ("experts",), _on("sglang"), 1.0, 0.1, "the same of SGLang"),
+    Factor("experts.trtllm", ("experts",), _on("trtllm"), 1.0, 0.1, "the same of TensorRT-LLM"),
+    Factor("experts.fp8_block", ("experts",), _block_experts, 1.0, 0.2, "tables have the untuned kernels"),
     Factor(
         "experts.fp8_block.trtllm",
         ("experts",),
         lambda service: _block_experts(service) and service.settings.engine == "trtllm",
         1.0,
         0.2,
-        "TensorRT-LLM has kernels of its own for them",
+        "TensorRT-LLM has kernels of its own for block scales",
     ),
-    Factor("gemm.blackwell", GEMMS, _blackwell, 1.0, 0.1, "kernels for Blackwell mature faster than tables"),
-    Factor("attention.blackwell", ATTENTION, _blackwell, 1.0, 0.15, "the same of attention"),
-    Factor(
-        "sequence", ("sequence",), _always, 1.0, 0.7, "host work a sequence: sampling, detokenizing, sending"
-    ),
+    Factor("expert_layer", ("expert_layer",), _always, 1.0, 0.4, "launches of routing, sorting, combining"),
+    Factor("all_reduce.vllm", ("all_reduce",), _on("vllm"), 1.0, 0.3, "vLLM does not fuse them with norms"),
+    Factor("sequence", ("sequence",), _always, 1.0, 0.7, "sampling, detokenizing and sending on the host"),
     Factor(PREFILL, (PREFILL,), _always, 1.0, 0.2, "how well prompts overlap with decoding in one step"),
-    Factor(
-        "all_reduce.vllm",
-        ("all_reduce",),
-        _on("vllm"),
-        1.0,
-        0.3,
-        "vLLM does not fuse them with norms",
-    ),
 )
 NAMES = tuple(factor.name for factor in FACTORS)
 Factors = Mapping[str, float]

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 
 from llmpilot.config import Gpu, Model
+from llmpilot.simulator.batch import StepTime
 from llmpilot.simulator.factors import priors
 from llmpilot.simulator.schedulers import SglangRule, TrtllmRule, VllmRule
 from llmpilot.simulator.service import SchedulingRule, SteppedService, VirtualService
@@ -25,6 +26,13 @@ def simulated_service(
     return SteppedService(
         _step_times(model, gpu, settings), _rule(model, settings), blocks * settings.block_size
     )
+
+
+def service_at(service: StepModel, times: StepTime, kv_capacity_tokens: int) -> SteppedService:
+    """Return a service with given step times and a KV cache of so many tokens."""
+    block = service.settings.block_size
+    capacity = -(-kv_capacity_tokens // block) * block
+    return SteppedService(times, _rule(service.model, service.settings), capacity)
 
 
 def _rule(model: Model, settings: ServiceSettings) -> SchedulingRule:

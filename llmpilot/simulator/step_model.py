@@ -58,6 +58,10 @@ class StepModel:
     gpu: Gpu
     settings: ServiceSettings
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is quickly found again: services travel between processes."""
+        return {"model": self.model, "gpu": self.gpu, "settings": self.settings}
+
     @cached_property
     def operators(self) -> Operators:
         """The operators of the GPU type."""

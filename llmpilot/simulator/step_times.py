@@ -5,6 +5,7 @@ and interpolated: operators are smooth, nearly linear between neighbours.
 """
 
 from bisect import bisect_right
+from copy import copy
 
 import numpy as np
 
@@ -17,13 +18,14 @@ _FIXED = ("layer", "expert_layer", "latent_layer", "step")
 
 
 class OperatorStepTimes:
-    """A StepTime: operators times factors, and times `scale`, what measurements of the service say."""
+    """A StepTime: operators times factors; `scaled`, what measurements of the service say on top of them."""
 
-    def __init__(self, service: StepModel, factors: Factors, scale: float = 1.0) -> None:
+    def __init__(self, service: StepModel, factors: Factors) -> None:
+        self._scale = 1.0
         settings = service.settings
         self._ranks = float(settings.data_parallel * settings.pipeline_parallel)
         multiplied = multipliers(service, factors)
-        weight = dict(zip(PARTS, (scale * multiplied[:-1]).tolist(), strict=True))
+        weight = dict(zip(PARTS, multiplied[:-1].tolist(), strict=True))
         self._prefill = float(multiplied[-1])
         rows = {name: at for at, name in enumerate(PARTS)}
         grid = _tokens_grid()
@@ -49,8 +51,17 @@ class OperatorStepTimes:
         self._chunks: list[float] = chunks.tolist()
         self._prompts = [_Plane(lengths, depths, plane) for plane in attention]
 
+    def scaled(self, scale: float) -> "OperatorStepTimes":
+        """Return the same times, each multiplied with `scale`."""
+        other = copy(self)
+        other._scale = self._scale * scale
+        return other
+
     def step_ms(self, batch: Batch) -> float:
         """Return the duration of one step [ms]."""
+        return self._scale * self._unscaled_ms(batch)
+
+    def _unscaled_ms(self, batch: Batch) -> float:
         ranks = self._ranks
         decodes, tokens = batch.decodes / ranks, batch.prefill_tokens / ranks
         base = self._fixed + self._sequence * max(batch.decodes, 1)

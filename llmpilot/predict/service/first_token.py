@@ -1,0 +1,84 @@
+"""What a client sees of the time to the first token beside queue and prefill, by source and engine.
+
+Sources measure it differently, and engines hand the first tokens over late: after so many milliseconds, and
+after so many further tokens where a stream is sent in pieces. Three numbers for each pair of a client and an
+engine are fitted to the rows of that pair; and again for each GPU architecture, about those of the pair.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from llmpilot.simulator.step_model import Numbers
+
+Key = tuple[str, str, str]
+"""Client, engine and GPU architecture."""
+MEDIANS = (10.0, 1.0, 1.0)
+SPREADS = (1.5, 1.0, 1.5)
+"""Of the three numbers' logarithms, before any row of their pair was seen."""
+NEAR = (0.5, 0.3, 0.5)
+"""The same on one GPU architecture, about those of all."""
+ERROR = 0.25
+"""Spread of a row's error (log units)."""
+TEMPER = 0.5
+
+
+@dataclass(frozen=True)
+class FirstToken:
+    """TTFT as a client states it: `offset_ms` + `scale` x simulated TTFT + `lag_tokens` x TPOT."""
+
+    offset_ms: float = MEDIANS[0]
+    scale: float = MEDIANS[1]
+    lag_tokens: float = MEDIANS[2]
+
+    def ttft_ms(self, simulated_ttft_ms: Any, tpot_ms: Any) -> Any:
+        """Return what the client states [ms], of arrays or numbers."""
+        return self.offset_ms + self.scale * simulated_ttft_ms + self.lag_tokens * tpot_ms
+
+
+def fit_first_token(
+    simulated_ttft_ms: Numbers, tpot_ms: Numbers, stated_ms: Numbers, about: FirstToken | None = None
+) -> FirstToken:
+    """Return the three numbers of one client and engine, given rows [n] of theirs; near `about`, if given."""
+    middle, spreads = np.log(MEDIANS), np.array(SPREADS)
+    if about is not None:
+        middle, spreads = np.log([about.offset_ms, about.scale, about.lag_tokens]), np.array(NEAR)
+    root = np.sqrt(TEMPER) / ERROR
+
+    def residuals(logs: Numbers) -> Numbers:
+        offset, scale, lag = np.exp(logs)
+        error = np.log(offset + scale * simulated_ttft_ms + lag * tpot_ms) - np.log(stated_ms)
+        soft = np.sign(error) * ERROR * np.sqrt(2 * (np.sqrt(1 + (error / ERROR) ** 2) - 1))
+        return np.concatenate([root * soft, (logs - middle) / spreads])
+
+    # The three can stand in for one another: the best of several starts.
+    starts = [middle + np.log([1.0, 1.0, lag]) for lag in (0.3, 3.0, 20.0)]
+    best = min((least_squares(residuals, start) for start in starts), key=lambda found: float(found.cost))
+    offset, scale, lag = np.exp(best.x).tolist()
+    return FirstToken(offset, scale, lag)
+
+
+def fit_all(
+    keys: Sequence[Key], simulated_ttft_ms: Numbers, tpot_ms: Numbers, stated_ms: Numbers
+) -> dict[Key, FirstToken]:
+    """Return the numbers of every key whose rows state a TTFT [n]; with an empty architecture, of any."""
+    stated = np.isfinite(stated_ms) & (stated_ms > 0) & np.isfinite(simulated_ttft_ms)
+    found: dict[Key, FirstToken] = {}
+    for client, engine in dict.fromkeys(key[:2] for key in keys):
+        pair = stated & np.array([key[:2] == (client, engine) for key in keys])
+        if not pair.any():
+            continue
+        common = fit_first_token(simulated_ttft_ms[pair], tpot_ms[pair], stated_ms[pair])
+        found[client, engine, ""] = common
+        for key in dict.fromkeys(key for key, ok in zip(keys, pair, strict=True) if ok):
+            rows = pair & np.array([one == key for one in keys])
+            found[key] = fit_first_token(simulated_ttft_ms[rows], tpot_ms[rows], stated_ms[rows], common)
+    return found
+
+
+def overhead_of(key: Key, fitted: Mapping[Key, FirstToken]) -> FirstToken:
+    """Return a key's numbers, or those of its client and engine anywhere, or the priors'."""
+    return fitted.get(key) or fitted.get((*key[:2], "")) or FirstToken()

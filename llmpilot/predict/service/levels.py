@@ -1,0 +1,304 @@
+"""Rows of the table of measurements as services under load: model, GPUs, engine and settings of each.
+
+What a row leaves unsaid is assumed here, by rules that are written out beside them. A row that cannot be
+simulated is skipped with its reason.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import pandas as pd
+from pydantic import ValidationError
+
+from llmpilot import catalog
+from llmpilot.architecture import Experts, KvFormat
+from llmpilot.config import Gpu, Model
+from llmpilot.dataset.measurements import AT_ONCE, BATCH, CLOSED, OPEN, Measurements
+from llmpilot.errors import ConfigError
+from llmpilot.simulator.service_settings import ENGINE_NAMES, ServiceSettings, service_settings
+from llmpilot.simulator.step_model import StepModel
+
+INFERENCE_X = "inferencex"
+INFERENCE_X_LEAST_SHARE = 0.8
+"""InferenceX draws lengths uniformly from this share of the nominal ones up to them."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of load on one service.
+
+    `users`: a closed loop of so many; `rate_per_s`: an open loop; `at_once`: so many requests together at the
+    start. Lengths are means [tokens]; each request's is drawn from `least_share` of the longest up to it.
+    """
+
+    row: int
+    service: StepModel
+    family: str
+    input_tokens: float
+    output_tokens: float
+    least_share: float
+    users: float | None
+    rate_per_s: float | None
+    at_once: int | None
+    n_requests: int | None
+    client: str
+    wide: bool = False
+    """Whether lengths are those of a data set, far apart; else fixed, or as `least_share` says."""
+
+    @cached_property
+    def settings(self) -> ServiceSettings:
+        """The service's settings under this load.
+
+        TensorRT-LLM without chunked prompts can never start one that is longer than what decoding leaves of
+        `max_num_batched_tokens`: it is set up, as InferenceX does, so that the longest fits beside all users.
+        """
+        settings = self.service.settings
+        if settings.engine != "trtllm" or settings.chunked_prefill:
+            return settings
+        beside = (self.users or 0.0) / settings.data_parallel
+        least = round(self.longest * self.input_tokens + min(beside, settings.max_num_seqs)) + 64
+        most = max(settings.max_num_batched_tokens, least)
+        return settings.model_copy(update={"max_num_batched_tokens": most})
+
+    @cached_property
+    def held_tokens(self) -> float:
+        """Tokens that a request which runs holds, as its engine reckons.
+
+        TensorRT-LLM reserves a request's whole output; the others let requests in that have begun only, which
+        hold about 0.6 of their output on average.
+        """
+        share = 1.0 if self.service.settings.engine == "trtllm" else 0.6
+        return self.input_tokens + share * self.output_tokens
+
+    @cached_property
+    def kv_capacity_tokens(self) -> int:
+        """Tokens of such requests that the memory holds, as far as it holds any; else room for one."""
+        settings, model = self.service.settings, self.service.model
+        plan = settings.memory(model, self.service.gpu)
+        room = 1e9 * max(0.5 * settings.gpus, plan.usable_gb - plan.weights_gb - plan.reserve_gb)
+        one = model.sequence_bytes(self.held_tokens, gpus=settings.tensor_parallel)
+        return max(int(room / one * self.held_tokens), self.longest_tokens)
+
+    @property
+    def longest(self) -> float:
+        """How many times their mean lengths are at most."""
+        return 8.0 if self.wide else 2.0 / (1.0 + self.least_share)
+
+    @property
+    def longest_tokens(self) -> int:
+        """Tokens that the longest request may come to."""
+        return round(self.longest * (self.input_tokens + self.output_tokens)) + 2
+
+    @cached_property
+    def capacity(self) -> float:
+        """How many such requests may run at once: by the KV cache, and by the engine's own limit."""
+        settings = self.service.settings
+        most = float(settings.max_num_seqs * settings.data_parallel)
+        return max(1.0, min(self.kv_capacity_tokens / self.held_tokens, most))
+
+
+@dataclass(frozen=True)
+class Described:
+    """The levels that a table's rows describe, and of each row [n rows] why it describes none (or None)."""
+
+    levels: list[Level]
+    skipped: list[str | None]
+
+
+def described(measurements: Measurements, models: Mapping[str, Model]) -> Described:
+    """Return the rows as levels of load. `models`: of LLMs that the catalogue lacks, by Hugging Face id."""
+    gpus = catalog.gpus()
+    services: dict[Any, StepModel | str] = {}
+    levels: list[Level] = []
+    skipped: list[str | None] = []
+    for at, row in enumerate(_records(measurements)):
+        key = tuple(_plain(row.get(name)) for name in _SERVICE_COLUMNS)
+        if key not in services:
+            services[key] = _service(row, models, gpus)
+        service = services[key]
+        found = service if isinstance(service, str) else _level(at, row, service)
+        skipped.append(found if isinstance(found, str) else None)
+        if isinstance(found, Level):
+            levels.append(found)
+    return Described(levels, skipped)
+
+
+_SERVICE_COLUMNS = (
+    *("model", "checkpoint", "gpu", "n_gpus", "tp", "pp", "dp", "ep", "moe_tp", "attention_dp"),
+    *(
+        "engine",
+        "engine_version",
+        "precision",
+        "precision_as_stated",
+        "kv_precision",
+        "gemm_quant",
+        "moe_quant",
+        "client",
+    ),
+    *("max_num_seqs", "max_num_batched_tokens", "chunked_prefill", "prefix_hit_share"),
+    *("disaggregated", "spec_decode"),
+)
+
+
+def _service(row: Mapping[str, Any], models: Mapping[str, Model], gpus: Mapping[str, Gpu]) -> StepModel | str:
+    """Return the service of a row, or why there is none to simulate."""
+    engine = _plain(row.get("engine"))
+    if engine is None:
+        return "engine not given"
+    if engine not in ENGINE_NAMES:
+        return f"engine {engine} is not simulated from operators"
+    if _plain(row.get("disaggregated")) is True:
+        return "disaggregated prefill and decode"
+    if _plain(row.get("spec_decode")) == "yes":
+        return "speculative decoding"
+    gpu = gpus.get(str(row["gpu"]))
+    if gpu is None:
+        return f"unknown GPU type {row['gpu']}"
+    model = _model(row, models)
+    if isinstance(model, str):
+        return model
+    pipeline, data = _count(row, "pp", 1), _count(row, "dp", 1)
+    tensor = _count(row, "tp", 0)
+    n_gpus = _count(row, "n_gpus", max(1, tensor) * pipeline * data)
+    data = min(data, n_gpus)
+    tensor = max(1, n_gpus // (pipeline * data))
+    expert = min(_count(row, "ep", 1), n_gpus) if _has_experts(model) else 1
+    gpu = gpu.model_copy(update={"count": n_gpus})
+    hit = _plain(row.get("prefix_hit_share"))
+    try:
+        settings = service_settings(
+            engine,
+            gpu,
+            version=_plain(row.get("engine_version")),
+            tensor_parallel=tensor,
+            pipeline_parallel=pipeline,
+            data_parallel=data,
+            expert_parallel=expert,
+            max_num_seqs=_count(row, "max_num_seqs", 0) or None,
+            max_num_batched_tokens=_count(row, "max_num_batched_tokens", 0) or None,
+            chunked_prefill=_plain(row.get("chunked_prefill")),
+            prefix_hit_share=hit,
+        )
+    except ValidationError as error:
+        return f"impossible settings: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
+    if settings.gpus != n_gpus:
+        return "the parallel sizes do not make up the GPUs"
+    return StepModel(_served(model, engine, row), gpu, settings)
+
+
+def _model(row: Mapping[str, Any], models: Mapping[str, Model]) -> Model | str:
+    """Return the LLM of a row in the precision that the row says.
+
+    gpt-oss is quantized as it is published whatever else a source calls it: its experts stay mxfp4.
+    """
+    hf_id = str(row["model"])
+    known = models.get(hf_id) or _of_catalogue(hf_id)
+    if known is None:
+        return f"unknown model {hf_id}"
+    precision, stated = _plain(row.get("precision")), _plain(row.get("precision_as_stated"))
+    if precision is None and stated is not None:
+        return f"unknown precision {stated}"
+    if known.precision == "mxfp4":
+        return known
+    try:
+        return known.at_precision(precision)
+    except ConfigError as error:
+        return error.wrong
+
+
+@cache
+def _of_catalogue(hf_id: str) -> Model | None:
+    return catalog.model_of_hf_id(hf_id)
+
+
+def _served(model: Model, engine: str, row: Mapping[str, Any]) -> Model:
+    """Return the model in the number formats that the engine serves it in.
+
+    What is quantized to FP8 and is no FP8 checkpoint of its own: mixtures of experts scale blocks of
+    128 x 128 weights; dense models, which NVIDIA makes for TensorRT-LLM, whole tensors. The KV cache,
+    unless the row says: FP8 with TensorRT-LLM wherever weights are not bf16, as its checkpoints say, and
+    with InferenceX's vLLM but on H100, as its concurrencies show; bf16 with the others.
+    """
+    formats = model.formats
+    dense = not _has_experts(model)
+    if dense and engine == "trtllm" and not model.hf_id.lower().endswith("fp8"):
+        whole = {key: "fp8" for key, form in formats.model_dump().items() if form == "fp8_block"}
+        formats = formats.model_copy(update=whole)
+    elif not dense:
+        blocks = {key: "fp8_block" for key, form in formats.model_dump().items() if form == "fp8"}
+        formats = formats.model_copy(update=blocks)
+    kv: KvFormat | None = _plain(row.get("kv_precision"))
+    if kv is None:
+        inference_x = engine == "vllm" and _plain(row.get("client")) == INFERENCE_X and row["gpu"] != "h100"
+        quantized = model.precision != "bf16" and (engine == "trtllm" or inference_x)
+        kv = "fp8" if quantized else "bf16"
+    return model.model_copy(update={"formats": formats, "kv_format": kv})
+
+
+def _level(at: int, row: Mapping[str, Any], service: StepModel) -> Level | str:
+    """Return a row's load, or why it cannot be simulated."""
+    given, out = _plain(row.get("input_tokens")), _plain(row.get("output_tokens"))
+    if given is None or out is None:
+        return "lengths not given"
+    client = _plain(row.get("client")) or ""
+    least = _plain(row.get("length_min_share"))
+    least = 1.0 if least is None else float(least)
+    middle = (1.0 + least) / 2
+    users = rate = at_once = None
+    kind, concurrency = _plain(row.get("load_kind")), _plain(row.get("concurrency"))
+    n_requests = _count(row, "n_requests", 0) or None
+    if kind == OPEN or (kind is None and _plain(row.get("request_rate")) is not None):
+        rate = _plain(row.get("request_rate"))
+        if rate is None:
+            return "load not given"
+    elif kind in (BATCH, AT_ONCE):
+        at_once = n_requests or (int(concurrency) if concurrency is not None else None)
+        if at_once is None:
+            return "load not given"
+    elif kind == CLOSED or concurrency is not None:
+        users = concurrency
+        if users is None:
+            return "load not given"
+    else:
+        return "load not given"
+    return Level(
+        row=at,
+        service=service,
+        family=family_of(service.model),
+        input_tokens=float(given) * middle,
+        output_tokens=max(1.0, float(out) * middle),
+        least_share=least,
+        users=None if users is None else float(users),
+        rate_per_s=None if rate is None else float(rate),
+        at_once=at_once,
+        n_requests=n_requests,
+        client=client,
+        wide=_plain(row.get("length_kind")) == "dataset",
+    )
+
+
+def family_of(model: Model) -> str:
+    """Return what LLMs of one architecture and size share, whatever they were trained or quantized to."""
+    return f"{model.architecture} {model.n_layers} x {model.d_model}, {model.vocabulary_size}"
+
+
+def _has_experts(model: Model) -> bool:
+    return any(isinstance(kind.feed_forward, Experts) for kind in model.layer_kinds)
+
+
+def _count(row: Mapping[str, Any], name: str, default: int) -> int:
+    value = _plain(row.get(name))
+    return default if value is None else int(value)
+
+
+def _records(measurements: Measurements) -> list[dict[str, Any]]:
+    return [
+        {str(name): value for name, value in row.items()} for row in measurements.table.to_dict("records")
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """Return a cell of the table, None for every kind of missing."""
+    return None if value is None or (not isinstance(value, str) and pd.isna(value)) else value
