@@ -40,7 +40,18 @@ DISK_TROUBLE = (ENOSPC, EDQUOT, EROFS, EFBIG)
 ALIASES = {"model.weights": "engine.weights"}
 """Keys that may be spelled another way: random weights are asked for of the model, but made by the server."""
 READ = (
-    *("dataset", "prices", "raw", "data", "trace.path", "load.trace.path", "workload.model", "model.config"),
+    *(
+        "measurements",
+        "models",
+        "dataset",
+        "prices",
+        "raw",
+        "data",
+        "trace.path",
+        "load.trace.path",
+        "workload.model",
+        "model.config",
+    ),
     *("engine.calibration", "engine.binary", "engine.model_path", "gpu.profile"),
 )
 WRITTEN = ("output", "refresh", "samples_file", "predictions_file", "manifest", "send_log", "script")
@@ -190,7 +201,7 @@ def _require(cfg: DictConfig) -> None:
 def _refuse_clashes(config: dict[str, Any]) -> None:
     """Refuse a file to be written that is also read or written as another, or one of the databases."""
     kept, written = _paths(config, READ), _paths(config, WRITTEN)
-    if "predictions_file" in written:
+    if "predictions_file" in written and _value(config, "task.name") == "evaluate":
         path = Path(written["predictions_file"])
         second = path.parent / f"{path.stem}.recommendations{path.suffix}"
         written["the recommendations beside predictions_file"] = str(second)

@@ -4,9 +4,13 @@ A factor multiplies some parts of a step (`step_model.PARTS`) wherever it applie
 are known by their priors only: log-normal around a median. `predict.service` fits them.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import exp, log
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,6 +80,17 @@ FACTORS: tuple[Factor, ...] = (
 )
 NAMES = tuple(factor.name for factor in FACTORS)
 Factors = Mapping[str, float]
+
+
+SHIPPED = Path(__file__).parent / "fitted" / "services.json"
+"""Fitted on published rows of vLLM, SGLang and TensorRT-LLM; experiments/18_services_of_today says which."""
+
+
+@cache
+def shipped_factors() -> Factors:
+    """Return the factors that come with the package."""
+    content: dict[str, Any] = json.loads(SHIPPED.read_text(encoding="utf-8"))
+    return {str(name): float(value) for name, value in content["factors"].items()}
 
 
 def priors() -> dict[str, float]:

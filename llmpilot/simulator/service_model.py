@@ -4,13 +4,16 @@ from collections import OrderedDict
 
 from llmpilot.config import Gpu, Model
 from llmpilot.simulator.batch import StepTime
-from llmpilot.simulator.factors import priors
+from llmpilot.simulator.factors import shipped_factors
 from llmpilot.simulator.schedulers import SglangRule, TrtllmRule, VllmRule
 from llmpilot.simulator.service import SchedulingRule, SteppedService, VirtualService
 from llmpilot.simulator.service_settings import EngineName, ServiceSettings
 from llmpilot.simulator.step_model import StepModel
 from llmpilot.simulator.step_times import OperatorStepTimes
 
+REQUEST_OVERHEAD_MS = 10.0
+"""Connection, parsing and tokenization before a request is queued, and the way of its first token back: what
+the published TTFT of vLLM have beside queue and prefill (experiments/18_services_of_today)."""
 TABLES = 16
 """Services whose step times are kept: a search asks for the same ones again and again."""
 
@@ -24,7 +27,10 @@ def simulated_service(
     """
     blocks = -(-max_batch_weight // settings.block_size)
     return SteppedService(
-        _step_times(model, gpu, settings), _rule(model, settings), blocks * settings.block_size
+        _step_times(model, gpu, settings),
+        _rule(model, settings),
+        blocks * settings.block_size,
+        REQUEST_OVERHEAD_MS,
     )
 
 
@@ -37,8 +43,10 @@ def service_at(service: StepModel, times: StepTime, kv_capacity_tokens: int) -> 
 
 def _rule(model: Model, settings: ServiceSettings) -> SchedulingRule:
     """Return the engine's rule; replicas of the attention layers are scheduled as one."""
+    # A step has a token of each sequence at least: no more sequences than tokens.
+    sequences = min(settings.max_num_seqs, settings.max_num_batched_tokens)
     common = {
-        "max_num_seqs": settings.max_num_seqs * settings.data_parallel,
+        "max_num_seqs": sequences * settings.data_parallel,
         "max_num_batched_tokens": settings.max_num_batched_tokens * settings.data_parallel,
         "block_size": settings.block_size,
         "chunked_prefill": settings.chunked_prefill,
@@ -61,7 +69,7 @@ def _step_times(model: Model, gpu: Gpu, settings: ServiceSettings) -> OperatorSt
     """Return the step times of a service, those of the last few from memory."""
     key = (model.model_dump_json(), gpu.model_dump_json(), settings)
     if key not in _kept:
-        _kept[key] = OperatorStepTimes(StepModel(model, gpu, settings), priors())
+        _kept[key] = OperatorStepTimes(StepModel(model, gpu, settings), shipped_factors())
         if len(_kept) > TABLES:
             _kept.popitem(last=False)
     return _kept[key]

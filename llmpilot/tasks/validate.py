@@ -1,4 +1,4 @@
-"""Task `validate`: how far the simulator is from the paper's real services, and how long that takes."""
+"""Task `validate`: how far the simulator is from real services: those of a table, or the paper's."""
 
 import resource
 import sys
@@ -18,6 +18,7 @@ from llmpilot.simulator import accuracy, physics
 from llmpilot.simulator.accuracy import FITTED_LEVELS, Judged, Pair, Tables
 from llmpilot.simulator.calibration import SHIPPED, THREE_LEVELS, read_calibrations
 from llmpilot.simulator.recordings import Recording, read_recordings
+from llmpilot.tasks import validate_measurements
 
 
 class Validation(Facts):
@@ -29,18 +30,33 @@ class Validation(Facts):
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
-    """Judge the shipped tables, or with `refit` newly fitted ones; return the errors as fractions.
+    """Judge today's engines on a table of measurements, or TGIS on the paper's requests; return the errors.
 
     Raises:
-        ConfigError: no data named, or a pair that the tables lack.
-        TraceError: the data cannot be used.
+        ConfigError: neither is named, or a pair that the tables lack.
+        MeasurementsError, TraceError: the data cannot be used.
     """
     settings = parse(Validation, {key: cfg[key] for key in ("data", "refit", "workers")}, "validate")
+    if cfg.measurements is not None:
+        if settings.data is not None:
+            raise ConfigError(
+                "task validate judges a table of measurements or the paper's requests, one at a time",
+                given=f"measurements={cfg.measurements} data={settings.data}",
+                cure="leave one of them out",
+            )
+        return validate_measurements.run(cfg)
     if settings.data is None:
         raise ConfigError(
-            "task validate needs the paper's request table",
-            cure="python -m llmpilot task=validate data=PATH/requests.parquet",
+            "task validate needs measurements to judge by",
+            cure="python -m llmpilot task=validate measurements=FILE.parquet (or measurements=shipped), "
+            "or data=PATH/requests.parquet for the paper's",
         )
+    return _judge_tgis(settings)
+
+
+def _judge_tgis(settings: Validation) -> dict[str, Any]:
+    """Judge the shipped tables of TGIS, or with `refit` newly fitted ones, on the paper's requests."""
+    assert settings.data is not None
     with console.err.status(f"reading {settings.data}"):
         pairs = accuracy.by_pair(read_recordings(Path(settings.data).expanduser()))
     with workers(settings.workers) as run_on:
