@@ -190,7 +190,7 @@ def _fitted_to(gpu_json: str, path: Path, _place: Path, _changed: int, _size: in
     for operator, by_format in fitted.items():
         own[operator] = {**known.own.get(operator, {}), **by_format}
     return ProfiledOperators(
-        Operators(gpu, own, known.universal, own_share=1.0),
+        Operators(gpu, own, known.universal, measured=frozenset(taken)),
         profile,
         tuple(sorted(taken)),
         tuple(sorted(key for key in counts if key not in taken)),

@@ -71,13 +71,15 @@ class Operators:
     Every method returns the duration of one call on one GPU [ms]: a float for floats, an array for arrays,
     which broadcast. No work (no tokens, no sequences, one GPU to communicate with) takes no time. `own` and
     `universal` hold constants by operator and number format, or kind of link for operators between GPUs;
-    where there are both, times are a geometric mean, in which `own` counts by `own_share`.
+    where there are both, times are a geometric mean, in which `own` counts by `own_share`; but those
+    `measured` (operator and format) on this very GPU count alone.
     """
 
     gpu: Gpu
     own: Mapping[str, Mapping[str, Constants]]
     universal: Mapping[str, Mapping[str, Constants]]
     own_share: float = OWN_SHARE
+    measured: frozenset[tuple[str, str]] = frozenset()
     _chosen: dict[tuple[str, str], Constants] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -270,7 +272,8 @@ class Operators:
         for candidate in candidates:
             for source in (self.own, self.universal):
                 if candidate in source.get(operator, {}):
-                    if source is self.own and candidate in self.universal.get(operator, {}):
+                    averaged = source is self.own and (operator, candidate) not in self.measured
+                    if averaged and candidate in self.universal.get(operator, {}):
                         common = self.universal[operator][candidate]
                         self._common[operator, fmt] = with_grid(operator, common)
                     return with_grid(operator, source[operator][candidate])

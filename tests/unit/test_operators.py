@@ -1,9 +1,9 @@
 """Times of single operators: the roofline they stay above, the sizes they grow with, the GPUs they cover."""
 
 import json
-from dataclasses import replace
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
