@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llmpilot.operators.profile import ProfiledOperators
 
 ACCURACY = Path(simulator.__file__).parent / "fitted" / "accuracy.json"
+"""Errors of simulated services of LLMs left out of the fit; written by experiments/18_services_of_today."""
 LEAST_STEP_TOKENS, MOST_STEP_TOKENS, LEAST_REQUESTS = 256, 16_384, 16
 """Between which a tuner looks for the tokens of a step, and from how many requests on."""
 
@@ -183,7 +184,7 @@ def _powers_of_two(least: int, most: int) -> list[int]:
 def expected_errors() -> str:
     """Return how far off services of LLMs left out of the fit were; empty where that is not known."""
     try:
-        errors = json.loads(ACCURACY.read_text(encoding="utf-8"))
+        errors = json.loads(ACCURACY.read_text(encoding="utf-8"))["errors"]
     except FileNotFoundError:
         return ""
     named = {"tpot": "TPOT", "ttft": "TTFT", "e2e": "E2E"}

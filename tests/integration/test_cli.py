@@ -34,7 +34,7 @@ def test_the_headline_command(run: Run, workdir: Path) -> None:
     assert ran.code == 0, ran.err
     first = ran.out.splitlines()[0]
     assert first.startswith("SIMULATED")
-    for part in ("vLLM 0.", "published measurements", "deployment=external"):
+    for part in ("vLLM 0.", "published measurements", "expect it to be off by TPOT", "deployment=external"):
         assert part in first
 
     result = read("r.json")
