@@ -19,6 +19,8 @@ EngineName = Literal["vllm", "sglang", "trtllm"]
 NEWEST: dict[EngineName, str] = {"vllm": "0.19", "sglang": "0.5.10", "trtllm": "1.3"}
 """The newest release of each engine among the measurements that factors are fitted to."""
 ENGINE_NAMES: tuple[EngineName, ...] = ("vllm", "sglang", "trtllm")
+HBM_GB_S = 890
+"""Slower memory is GDDR6 with error correction: T4, A10, L4, L40S."""
 RUNTIME_GB = 0.75
 """CUDA context, graphs and kernels' workspaces of one GPU."""
 
@@ -80,6 +82,7 @@ class ServiceSettings(Facts):
         The KV cache is in whole blocks. Replicas of the attention layers (`data_parallel`) hold all weights
         but the experts' once each.
         """
+        gpu = gpu.model_copy(update={"memory_gb": physical_memory_gb(gpu)})
         replica = gpu.model_copy(update={"count": self.tensor_parallel * self.pipeline_parallel})
         held = model.model_copy(
             update={
@@ -110,6 +113,16 @@ class ServiceSettings(Facts):
             reserve_gb=n * plan.reserve_gb,
             kv_capacity_tokens=n * (plan.kv_capacity_tokens // self.block_size * self.block_size),
         )
+
+
+def physical_memory_gb(gpu: Gpu) -> float:
+    """Return what a driver shows of one GPU's memory [1e9 bytes]: datasheets count in powers of two.
+
+    H100 80 GB: 81,559 MiB; H200 141 GB: 143,771 MiB; B200 180 GB: 183,359 MiB; RTX 4090 24 GB: 24,564 MiB.
+    Data centre types with GDDR6 keep a sixteenth for error correction (L4 24 GB: 23,034 MiB).
+    """
+    graphics_memory = gpu.vendor == "nvidia" and gpu.bandwidth_gb_s < HBM_GB_S
+    return gpu.memory_gb * 2**30 / GB * (15 / 16 if graphics_memory else 0.995)
 
 
 def service_settings(engine: EngineName, gpu: Gpu, **given: Any) -> ServiceSettings:

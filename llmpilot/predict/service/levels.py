@@ -23,6 +23,7 @@ from llmpilot.simulator.step_model import StepModel
 INFERENCE_X = "inferencex"
 INFERENCE_X_LEAST_SHARE = 0.8
 """InferenceX draws lengths uniformly from this share of the nominal ones up to them."""
+INFERENCE_X_LENGTHS = ((1024.0, 1024.0), (1024.0, 8192.0), (8192.0, 1024.0))
 
 
 @dataclass(frozen=True)
@@ -242,9 +243,11 @@ def _level(at: int, row: Mapping[str, Any], service: StepModel) -> Level | str:
     given, out = _plain(row.get("input_tokens")), _plain(row.get("output_tokens"))
     if given is None or out is None:
         return "lengths not given"
-    client = _plain(row.get("client")) or ""
+    client = _client(row)
     least = _plain(row.get("length_min_share"))
-    least = 1.0 if least is None else float(least)
+    if least is None:
+        least = INFERENCE_X_LEAST_SHARE if client == INFERENCE_X else 1.0
+    least = float(least)
     middle = (1.0 + least) / 2
     users = rate = at_once = None
     kind, concurrency = _plain(row.get("load_kind")), _plain(row.get("concurrency"))
@@ -277,6 +280,13 @@ def _level(at: int, row: Mapping[str, Any], service: StepModel) -> Level | str:
         client=client,
         wide=_plain(row.get("length_kind")) == "dataset",
     )
+
+
+def _client(row: Mapping[str, Any]) -> str:
+    """Return whose load test a row is of: NVIDIA's collection has runs of InferenceX, told by lengths."""
+    client = _plain(row.get("client")) or ""
+    lengths = (_plain(row.get("input_tokens")), _plain(row.get("output_tokens")))
+    return INFERENCE_X if client == "nvidia" and lengths in INFERENCE_X_LENGTHS else client
 
 
 def family_of(model: Model) -> str:

@@ -71,11 +71,12 @@ def simulated(level: Level, times: OperatorStepTimes, seed: int = SEED) -> Run:
 def begins_at_once(level: Level) -> bool:
     """Whether a closed loop's figures have its start in them, where all users begin together.
 
-    InferenceX's do. So do those of SGLang under fixed lengths: prompts go before decoding there, so that
-    users who began together go on together, wave after wave.
+    InferenceX's do. So do those of SGLang under fixed lengths of multiples of 128, as load tests have them:
+    prompts go before decoding there, so that users who began together go on so, wave after wave. NVIDIA's
+    runs of round lengths (1,000, 2,000 ...) show no waves.
     """
-    waves = level.service.settings.engine == "sglang" and level.least_share == 1.0 and not level.wide
-    return level.client == INFERENCE_X or waves
+    together = level.service.settings.engine == "sglang" and level.least_share == 1.0 and not level.wide
+    return level.client == INFERENCE_X or (together and level.input_tokens % 128 == 0)
 
 
 def _open(level: Level, service: VirtualService, source: "_Lengths", seed: int) -> SimulatedRequests:
