@@ -116,13 +116,13 @@ class ServiceSettings(Facts):
 
 
 def physical_memory_gb(gpu: Gpu) -> float:
-    """Return what a driver shows of one GPU's memory [1e9 bytes]: datasheets count in powers of two.
+    """Return what a process can have of one GPU's memory [1e9 bytes]: datasheets count in powers of two.
 
-    H100 80 GB: 81,559 MiB; H200 141 GB: 143,771 MiB; B200 180 GB: 183,359 MiB; RTX 4090 24 GB: 24,564 MiB.
-    Data centre types with GDDR6 keep a sixteenth for error correction (L4 24 GB: 23,034 MiB).
+    Drivers show H100 80 GB as 81,559 MiB, H200 141 GB as 143,771, B200 180 GB as 183,359, and keep some
+    of it. Data centre types with GDDR6 lose a sixteenth to error correction (L4 24 GB: 23,034 MiB).
     """
     graphics_memory = gpu.vendor == "nvidia" and gpu.bandwidth_gb_s < HBM_GB_S
-    return gpu.memory_gb * 2**30 / GB * (15 / 16 if graphics_memory else 0.995)
+    return gpu.memory_gb * 2**30 / GB * (0.98 * 15 / 16 if graphics_memory else 0.98)
 
 
 def service_settings(engine: EngineName, gpu: Gpu, **given: Any) -> ServiceSettings:

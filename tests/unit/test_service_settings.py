@@ -42,7 +42,7 @@ def test_tensor_parallelism_takes_the_gpus_that_other_kinds_leave() -> None:
 
 def test_vllm_keeps_as_many_kv_tokens_as_its_log_says() -> None:
     """vLLM 0.19.0 gave Llama-3.1-8B 2,588 blocks of 16 on an RTX 4090 of 25.25 GB (its default shares)."""
-    gpu = GPUS["a10"].model_copy(update={"memory_gb": 25.25})
+    gpu = GPUS["rtx_4090"]
     plan = service_settings("vllm", gpu).memory(MODELS["llama_3_1_8b"], gpu)
     assert plan.kv_capacity_tokens == pytest.approx(2588 * 16, rel=0.02)
 
