@@ -18,7 +18,7 @@ from llmpilot import catalog
 from llmpilot.dataset.shipped import shipped_measurements
 from llmpilot.files import to_json, write_text
 from llmpilot.predict.service.fitting import Posterior, fit
-from llmpilot.predict.service.validation import Prediction, predict, training
+from llmpilot.predict.service.validation import Prediction, predict, scales, training
 from llmpilot.processes import workers
 from llmpilot.simulator.factors import FACTORS, SHIPPED, rounded
 from llmpilot.tasks.validate_measurements import summary
@@ -39,7 +39,7 @@ def main() -> None:
     models = catalog.models_in_folder(options.models)[0] if options.models else {}
     known = training(models)
     posterior = fit(known.table, known.tpot_ms, np.arange(len(known.levels)))
-    write_text(SHIPPED, to_json(_shipped(posterior, len(known.levels))))
+    write_text(SHIPPED, to_json(_shipped(posterior, len(known.levels)) | {"scales": scales(known)}))
     shipped = shipped_measurements()
     rows = shipped.select(shipped.closed_loop_today() & ~shipped.in_doubt())
     (HERE / "results").mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from llmpilot.architecture import Experts
+from llmpilot.config import Model
 from llmpilot.simulator.step_model import PARTS, Numbers, StepModel
 
 GEMMS = ("attention_gemm", "mlp_gemm", "head_gemm")
@@ -91,6 +92,27 @@ def shipped_factors() -> Factors:
     """Return the factors that come with the package."""
     content: dict[str, Any] = json.loads(SHIPPED.read_text(encoding="utf-8"))
     return {str(name): float(value) for name, value in content["factors"].items()}
+
+
+def service_key(service: StepModel) -> str:
+    """Return what services share that differ in load, version and settings of the scheduler only."""
+    settings, model = service.settings, service.model
+    shape = f"{settings.tensor_parallel}x{settings.data_parallel}x{settings.expert_parallel}"
+    form = model.formats
+    formats = "/".join((form.attention, form.mlp, form.experts, form.head))
+    return f"{family_of(model)} | {settings.engine} | {service.gpu.name} {shape} | {formats}"
+
+
+def family_of(model: Model) -> str:
+    """Return what LLMs of one architecture and size share, whatever they were trained or quantized to."""
+    return f"{model.architecture} {model.n_layers} x {model.d_model}, {model.vocabulary_size}"
+
+
+@cache
+def shipped_scales() -> Mapping[str, float]:
+    """Return how much slower measured services were than factors alone say, by `service_key`."""
+    content: dict[str, Any] = json.loads(SHIPPED.read_text(encoding="utf-8"))
+    return {str(key): float(scale) for key, scale in content.get("scales", {}).items()}
 
 
 def priors() -> dict[str, float]:

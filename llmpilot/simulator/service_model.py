@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from llmpilot.config import Gpu, Model
 from llmpilot.simulator.batch import StepTime
-from llmpilot.simulator.factors import shipped_factors
+from llmpilot.simulator.factors import service_key, shipped_factors, shipped_scales
 from llmpilot.simulator.schedulers import SglangRule, TrtllmRule, VllmRule
 from llmpilot.simulator.service import SchedulingRule, SteppedService, VirtualService
 from llmpilot.simulator.service_settings import EngineName, ServiceSettings
@@ -66,10 +66,12 @@ _kept: OrderedDict[tuple[str, str, ServiceSettings], OperatorStepTimes] = Ordere
 
 
 def _step_times(model: Model, gpu: Gpu, settings: ServiceSettings) -> OperatorStepTimes:
-    """Return the step times of a service, those of the last few from memory."""
+    """Return the step times of a service, as measured where it was; those of the last few from memory."""
     key = (model.model_dump_json(), gpu.model_dump_json(), settings)
     if key not in _kept:
-        _kept[key] = OperatorStepTimes(StepModel(model, gpu, settings), shipped_factors())
+        service = StepModel(model, gpu, settings)
+        scale = shipped_scales().get(service_key(service), 1.0)
+        _kept[key] = OperatorStepTimes(service, shipped_factors()).scaled(scale)
         if len(_kept) > TABLES:
             _kept.popitem(last=False)
     return _kept[key]

@@ -17,6 +17,7 @@ from llmpilot.architecture import Experts, KvFormat
 from llmpilot.config import Gpu, Model
 from llmpilot.dataset.measurements import AT_ONCE, BATCH, CLOSED, OPEN, Measurements
 from llmpilot.errors import ConfigError
+from llmpilot.simulator.factors import family_of
 from llmpilot.simulator.service_settings import ENGINE_NAMES, ServiceSettings, service_settings
 from llmpilot.simulator.step_model import StepModel
 
@@ -287,11 +288,6 @@ def _client(row: Mapping[str, Any]) -> str:
     client = _plain(row.get("client")) or ""
     lengths = (_plain(row.get("input_tokens")), _plain(row.get("output_tokens")))
     return INFERENCE_X if client == "nvidia" and lengths in INFERENCE_X_LENGTHS else client
-
-
-def family_of(model: Model) -> str:
-    """Return what LLMs of one architecture and size share, whatever they were trained or quantized to."""
-    return f"{model.architecture} {model.n_layers} x {model.d_model}, {model.vocabulary_size}"
 
 
 def _has_experts(model: Model) -> bool:

@@ -21,6 +21,7 @@ from llmpilot.predict.service.levels import Level, described
 from llmpilot.predict.service.nearby import Nearby, nearby, places
 from llmpilot.predict.service.simulated import simulated
 from llmpilot.processes import Map
+from llmpilot.simulator.factors import service_key
 from llmpilot.simulator.step_model import Numbers, StepModel
 from llmpilot.simulator.step_times import OperatorStepTimes
 
@@ -124,6 +125,17 @@ def predict(
         )
     ]
     return _assembled(measurements, here.skipped, simulations, spreads)
+
+
+def scales(known: Training) -> dict[str, float]:
+    """Return how much slower each measured service is than factors alone say, by `factors.service_key`."""
+    everything = np.arange(len(known.levels))
+    posterior = fit(known.table, known.tpot_ms, everything)
+    mean, _ = _near(known, posterior, everything).mean_and_variance(places(known.levels))
+    of_service: dict[str, list[float]] = {}
+    for level, error in zip(known.levels, mean.tolist(), strict=True):
+        of_service.setdefault(service_key(level.service), []).append(error)
+    return {key: float(f"{np.exp(np.mean(errors)):.4g}") for key, errors in sorted(of_service.items())}
 
 
 # --- what a prediction rests on --------------------------------------------------------------------------
