@@ -21,7 +21,9 @@ from llmpilot.loadtest.server_samples import FIGURES, Sample, as_columns, write_
 from llmpilot.loadtest.watch import period_of
 from llmpilot.metrics import server_figures
 
-EMULATED = Metrics('a "b} c', 1000).render(running=5, waiting=3, kv_share=0.25, generating=7, slips=0)
+EMULATED = Metrics('a "b} c', 1000).render(
+    running=5, waiting=3, kv_share=0.25, generating=7, preemptions=0, slips=0
+)
 NAN = math.nan
 WINDOW_US = (1_000_000, 4_000_000)
 
