@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from omegaconf import DictConfig
 from pydantic import PositiveInt
 from rich.table import Table
 
 from llmpilot import catalog, console
 from llmpilot.config import Facts, Model, parse
-from llmpilot.dataset.measured_file import read_measurements, read_table
-from llmpilot.dataset.measurements import Measurements
+from llmpilot.dataset.measured_file import CURE, read_measurements, read_table
+from llmpilot.dataset.measurements import Measurements, MeasurementsError
 from llmpilot.dataset.shipped import shipped_measurements
 from llmpilot.errors import ConfigError
 from llmpilot.files import replacing, require_writable
@@ -46,13 +47,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     settings = parse(ValidationOfRows, {key: cfg[key] for key in keys}, "validate")
     if settings.predictions_file is not None:
         _require_parquet(Path(settings.predictions_file))
-    measurements = _read(settings.measurements)
+    given, measurements = _read(settings.measurements)
     models = _models(settings.models)
     with workers(settings.workers) as run_on:
         found = predict(measurements, models, settings.left_out, run_on, console.note)
     result = summary(found)
     if settings.predictions_file is not None:
-        _save(settings, found)
+        _save(Path(settings.predictions_file), given, found)
     _show(result, settings)
     return result
 
@@ -65,16 +66,12 @@ def _require_parquet(path: Path) -> None:
     require_writable(path.expanduser().resolve())
 
 
-def _save(settings: ValidationOfRows, found: Prediction) -> None:
+def _save(path: Path, given: pd.DataFrame, found: Prediction) -> None:
     """Write the rows as they were given, with what was predicted of each."""
-    assert settings.predictions_file is not None
     columns = [name for name in found.table.columns if name.startswith("predicted_") or name == "skipped"]
-    given = found.table.drop(columns=columns)
-    if settings.measurements != SHIPPED:
-        given = read_table(Path(settings.measurements).expanduser()).reset_index(drop=True)
     predicted = found.table[columns].reset_index(drop=True)
     whole = given.drop(columns=[name for name in columns if name in given]).join(predicted)
-    path = Path(settings.predictions_file).expanduser()
+    path = path.expanduser()
     try:
         with replacing(path) as temporary:
             whole.to_parquet(temporary, index=False)
@@ -86,12 +83,20 @@ def _save(settings: ValidationOfRows, found: Prediction) -> None:
         ) from None
 
 
-def _read(name: str) -> Measurements:
-    """Return a file's rows; of those that ship, the comparable ones: see Measurements.closed_loop_today."""
-    if name != SHIPPED:
-        return read_measurements(Path(name).expanduser())
-    shipped = shipped_measurements()
-    return shipped.select(shipped.closed_loop_today() & ~shipped.in_doubt())
+def _read(name: str) -> tuple[pd.DataFrame, Measurements]:
+    """Return a file's rows as they are, and as measurements.
+
+    Of those that ship, the comparable ones: see Measurements.closed_loop_today.
+    """
+    if name == SHIPPED:
+        shipped = shipped_measurements()
+        chosen = shipped.select(shipped.closed_loop_today() & ~shipped.in_doubt())
+        return chosen.table, chosen
+    path = Path(name).expanduser()
+    measurements = read_measurements(path)
+    if not len(measurements):
+        raise MeasurementsError("the table has no rows", given=path, cure=CURE)
+    return read_table(path).reset_index(drop=True), measurements
 
 
 def _models(folder: str | None) -> dict[str, Model]:

@@ -7,6 +7,7 @@ simulated is skipped with its reason.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
+from math import ceil
 from typing import Any
 
 import pandas as pd
@@ -25,6 +26,14 @@ INFERENCE_X = "inferencex"
 INFERENCE_X_LEAST_SHARE = 0.8
 """InferenceX draws lengths uniformly from this share of the nominal ones up to them."""
 INFERENCE_X_LENGTHS = ((1024.0, 1024.0), (1024.0, 8192.0), (8192.0, 1024.0))
+ROUNDS = 10
+"""Requests a user, where a row does not say how many there were: InferenceX's, and common elsewhere."""
+OPEN_REQUESTS = 1000
+"""Of an open loop, where a row does not say."""
+MOST_CHUNKS = 200_000
+"""Prompts of a run, each counted by the steps that it takes at least: more would be simulated for minutes."""
+MOST_TOKENS = 1_000_000
+"""Of one request."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,30 @@ class Level:
     client: str
     wide: bool = False
     """Whether lengths are those of a data set, far apart; else fixed, or as `least_share` says."""
+
+    @property
+    def begins_at_once(self) -> bool:
+        """Whether a closed loop's figures have its start in them, where all users begin together.
+
+        InferenceX's do. So do those of SGLang under fixed lengths of multiples of 128, as load tests have
+        them: prompts go before decoding there, so that users who began together go on so, wave after wave.
+        NVIDIA's runs of round lengths (1,000, 2,000 ...) show no waves.
+        """
+        together = self.service.settings.engine == "sglang" and self.least_share == 1.0 and not self.wide
+        waves = together and self.input_tokens % 128 == 0
+        return self.users is not None and (self.client == INFERENCE_X or waves)
+
+    @property
+    def requests(self) -> int:
+        """How many requests are simulated.
+
+        In a steady loop enough for a steady part between the first round, whose outputs are cut so that users
+        do not march in step, and the last, after which load fades.
+        """
+        if self.users is None:
+            return self.at_once or self.n_requests or OPEN_REQUESTS
+        users = max(1, round(self.users))
+        return self.n_requests or ROUNDS * users if self.begins_at_once else (ROUNDS + 2) * users
 
     @cached_property
     def settings(self) -> ServiceSettings:
@@ -162,10 +195,12 @@ def _service(row: Mapping[str, Any], models: Mapping[str, Model], gpus: Mapping[
     if isinstance(model, str):
         return model
     pipeline, data = _count(row, "pp", 1), _count(row, "dp", 1)
-    tensor = _count(row, "tp", 0)
-    n_gpus = _count(row, "n_gpus", max(1, tensor) * pipeline * data)
-    data = min(data, n_gpus)
+    stated = _count(row, "tp", 0)
+    n_gpus = _count(row, "n_gpus", max(1, stated) * pipeline * data)
     tensor = max(1, n_gpus // (pipeline * data))
+    # Some say the GPUs of all replicas of the attention layers where we say those of one.
+    if tensor * pipeline * data != n_gpus or (stated and stated not in (tensor, tensor * data)):
+        return "the parallel sizes do not make up the GPUs"
     expert = min(_count(row, "ep", 1), n_gpus) if _has_experts(model) else 1
     gpu = gpu.model_copy(update={"count": n_gpus})
     hit = _plain(row.get("prefix_hit_share"))
@@ -185,8 +220,6 @@ def _service(row: Mapping[str, Any], models: Mapping[str, Model], gpus: Mapping[
         )
     except ValidationError as error:
         return f"impossible settings: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
-    if settings.gpus != n_gpus:
-        return "the parallel sizes do not make up the GPUs"
     return StepModel(_served(model, engine, row), gpu, settings)
 
 
@@ -267,7 +300,7 @@ def _level(at: int, row: Mapping[str, Any], service: StepModel) -> Level | str:
             return "load not given"
     else:
         return "load not given"
-    return Level(
+    level = Level(
         row=at,
         service=service,
         family=family_of(service.model),
@@ -281,6 +314,19 @@ def _level(at: int, row: Mapping[str, Any], service: StepModel) -> Level | str:
         client=client,
         wide=_plain(row.get("length_kind")) == "dataset",
     )
+    return _too_much(level) or level
+
+
+def _too_much(level: Level) -> str | None:
+    """Return why a level cannot be simulated in reasonable time, or at all; None: it can."""
+    tokens = level.input_tokens + level.output_tokens
+    if tokens > (level.service.model.max_positions or tokens):
+        return "requests longer than the LLM's positions"
+    if tokens > MOST_TOKENS:
+        return f"requests longer than {MOST_TOKENS:,} tokens"
+    if level.requests * ceil(level.input_tokens / level.settings.max_num_batched_tokens) > MOST_CHUNKS:
+        return f"more than {MOST_CHUNKS:,} prompts or parts of prompts to simulate"
+    return None
 
 
 def _client(row: Mapping[str, Any]) -> str:

@@ -97,9 +97,8 @@ def nearby(known: Places, errors: Numbers) -> Nearby:
 
 def _covariance(a: Places, b: Places) -> Numbers:
     """Return how alike errors are [len(a), len(b)]."""
-    family = a.family[:, None] == b.family[None]
-    engine, gpu = a.engine[:, None] == b.engine[None], a.gpu[:, None] == b.gpu[None]
-    service = a.service[:, None] == b.service[None]
+    family, engine = _same(a.family, b.family), _same(a.engine, b.engine)
+    gpu, service = _same(a.gpu, b.gpu), _same(a.service, b.service)
     users = (a.users[:, None] - b.users[None]) ** 2
     gpus = (a.gpus[:, None] - b.gpus[None]) ** 2
     lengths = ((a.lengths[:, None] - b.lengths[None]) ** 2).sum(-1)
@@ -113,3 +112,9 @@ def _covariance(a: Places, b: Places) -> Numbers:
         + smooth * (BOTH * both + SERVICE * (both & service))
     )
     return np.asarray(family * found)
+
+
+def _same(a: NDArray[np.str_], b: NDArray[np.str_]) -> NDArray[np.bool_]:
+    """Return where texts are equal [len(a), len(b)], by numbers: long texts compare slowly."""
+    codes = np.unique(np.concatenate([a, b]), return_inverse=True)[1]
+    return np.asarray(codes[: len(a), None] == codes[None, len(a) :])

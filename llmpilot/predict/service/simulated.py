@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from llmpilot.predict.service.levels import INFERENCE_X, Level
+from llmpilot.predict.service.levels import Level
 from llmpilot.simulator.scheduling import Outcome
 from llmpilot.simulator.service import VirtualService
 from llmpilot.simulator.service_model import service_at
@@ -14,10 +14,6 @@ from llmpilot.simulator.step_times import OperatorStepTimes
 from llmpilot.simulator.virtual import SimulatedRequests, simulate_finite, simulate_open
 from llmpilot.workload import Requests
 
-ROUNDS = 10
-"""Requests a user, where a row does not say how many there were: InferenceX's, and common elsewhere."""
-OPEN_REQUESTS = 1000
-"""Of an open loop, where a row does not say."""
 DATASET_SHAPE = 1.0
 """Lengths of a data set's requests: gamma of this shape, as wide as ShareGPT's (they vary by their mean)."""
 SEED = 7
@@ -51,47 +47,36 @@ class Run:
         return float(np.percentile(values, float(statistic[1:])))
 
 
-def simulated(level: Level, times: OperatorStepTimes, seed: int = SEED) -> Run:
-    """Return what the level's client would have seen of the service with these step times."""
+def simulated(level: Level, times: OperatorStepTimes, seed: int = SEED, *, gaps: bool = True) -> Run:
+    """Return what the level's client would have seen of the service with these step times.
+
+    Without `gaps` there are no gaps between tokens, which are most of what long outputs cost.
+    """
     described = replace(level.service, settings=level.settings)
     service = service_at(described, times, level.kv_capacity_tokens)
     if level.users is None:
-        return _run(_open(level, service, _Lengths(level, seed), seed))
+        return _run(_open(level, service, _Lengths(level, seed), seed, gaps))
     users = max(1, round(level.users))
-    if begins_at_once(level):
-        requests = level.n_requests or ROUNDS * users
-        return _run(simulate_finite(service, _Lengths(level, seed), users, requests))
-    # Long enough to have a steady part between the first round, whose outputs are cut so that users do not
-    # march in step, and the last, after which load fades.
-    requests = (ROUNDS + 2) * users
-    found = simulate_finite(service, _Lengths(level, seed, cut=users), users, requests)
-    return _run(found, users, requests - users)
+    if level.begins_at_once:
+        return _run(simulate_finite(service, _Lengths(level, seed), users, level.requests, gaps=gaps))
+    found = simulate_finite(service, _Lengths(level, seed, cut=users), users, level.requests, gaps=gaps)
+    return _run(found, users, level.requests - users)
 
 
-def begins_at_once(level: Level) -> bool:
-    """Whether a closed loop's figures have its start in them, where all users begin together.
-
-    InferenceX's do. So do those of SGLang under fixed lengths of multiples of 128, as load tests have them:
-    prompts go before decoding there, so that users who began together go on so, wave after wave. NVIDIA's
-    runs of round lengths (1,000, 2,000 ...) show no waves.
-    """
-    together = level.service.settings.engine == "sglang" and level.least_share == 1.0 and not level.wide
-    return level.client == INFERENCE_X or (together and level.input_tokens % 128 == 0)
-
-
-def _open(level: Level, service: VirtualService, source: "_Lengths", seed: int) -> SimulatedRequests:
+def _open(
+    level: Level, service: VirtualService, source: "_Lengths", seed: int, gaps: bool
+) -> SimulatedRequests:
     if level.rate_per_s is None:
-        return simulate_open(service, source, np.zeros(level.at_once or 1))
-    n = level.n_requests or OPEN_REQUESTS
-    gaps = np.random.default_rng(seed).exponential(1e3 / level.rate_per_s, n)
-    return simulate_open(service, source, np.cumsum(gaps))
+        return simulate_open(service, source, np.zeros(level.requests), gaps=gaps)
+    waits = np.random.default_rng(seed).exponential(1e3 / level.rate_per_s, level.requests)
+    return simulate_open(service, source, np.cumsum(waits), gaps=gaps)
 
 
 def _run(found: SimulatedRequests, first_request: int = 0, last_request: int | None = None) -> Run:
     """Return the figures over the requests from the first to before the last, in the order of sending."""
-    ended = found.outcome == Outcome.OK
-    index = np.arange(len(ended))
-    ended &= (index >= first_request) & (index < (len(ended) if last_request is None else last_request))
+    judged = np.zeros(len(found.outcome), dtype=bool)
+    judged[first_request:last_request] = True
+    ended = judged & (found.outcome == Outcome.OK)
     sent, first, done = (times[ended] / 1e3 for times in (found.sent_us, found.first_token_us, found.done_us))
     inputs, outputs = found.requests.input_tokens[ended], found.requests.output_tokens[ended]
     lasted_s = (done.max() - sent.min()) / 1e3 if ended.any() else np.nan
@@ -100,11 +85,11 @@ def _run(found: SimulatedRequests, first_request: int = 0, last_request: int | N
         ttft_ms=first - sent,
         tpot_ms=(done - first)[several] / (outputs[several] - 1),
         e2e_ms=done - sent,
-        gap_ms=found.gap_us / 1e3,
+        gap_ms=found.gap_us[np.repeat(ended, np.diff(found.gap_offsets))] / 1e3,
         throughput_req_s=float(ended.sum() / lasted_s),
         throughput_out_tok_s=float(outputs.sum() / lasted_s),
         throughput_total_tok_s=float((inputs.sum() + outputs.sum()) / lasted_s),
-        failures=float(1.0 - ended.mean()) if len(ended) else 0.0,
+        failures=float(1.0 - ended.sum() / judged.sum()) if judged.any() else 0.0,
     )
 
 

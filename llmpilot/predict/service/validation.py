@@ -5,7 +5,8 @@ them, the engine's scheduler, and the client that the row's source used.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -45,6 +46,8 @@ FIRST_TOKEN_ROWS = 60
 FIRST_TOKEN_SPREAD = 0.35
 """Of TTFT (log units) beside TPOT's, where no row of the client and engine says better."""
 Rows = NDArray[np.int64]
+Pair = tuple[str, str]
+"""Client and engine."""
 Note = Callable[[str], None]
 
 
@@ -57,6 +60,17 @@ class Training:
     table: Table
     tpot_ms: Numbers
     ttft_ms: Numbers
+    first_tokens: dict[Pair, "SimulatedFirstTokens"] = field(default_factory=dict)
+    """Of the pairs of client and engine that were asked for so far: they take seconds, and stay the same."""
+
+
+@dataclass(frozen=True)
+class SimulatedFirstTokens:
+    """Some rows of a `Training` [n], simulated: mean TTFT before what a client sees besides, and TPOT."""
+
+    rows: Rows
+    ttft_ms: Numbers
+    tpot_ms: Numbers
 
 
 @dataclass(frozen=True)
@@ -69,11 +83,19 @@ class Prediction:
 
 
 def training(models: Mapping[str, Model]) -> Training:
-    """Return the shipped rows of today's engines in a closed loop, without those in doubt."""
+    """Return the shipped rows of today's engines in a closed loop, without those in doubt.
+
+    The last answer is kept: whoever judges a table several ways asks for the same rows again.
+    """
+    return _training(tuple(sorted(models.items())))
+
+
+@lru_cache(maxsize=1)
+def _training(models: tuple[tuple[str, Model], ...]) -> Training:
     shipped = shipped_measurements()
     chosen = shipped.select(shipped.closed_loop_today() & ~shipped.in_doubt())
     tpot = chosen.figure("tpot_ms", PREFERRED).to_numpy()
-    levels = [one for one in described(chosen, models).levels if np.isfinite(tpot[one.row])]
+    levels = [one for one in described(chosen, dict(models)).levels if np.isfinite(tpot[one.row])]
     rows = [one.row for one in levels]
     ttft = chosen.figure("ttft_ms", PREFERRED).to_numpy()
     return Training(chosen, levels, tabulated(levels), tpot[rows], ttft[rows])
@@ -87,11 +109,13 @@ def predict(
     note: Note,
 ) -> Prediction:
     """Return the rows predicted; `models` are LLMs that the catalogue lacks, by Hugging Face id."""
-    known = training(models)
     here = described(measurements, models)
     note(f"{len(here.levels)} of {len(measurements)} rows can be simulated")
     levels = here.levels
-    table = tabulated(levels) if levels else None
+    if not levels:
+        return _assembled(measurements, here.skipped, [], {})
+    known = training(models)
+    table = tabulated(levels)
     folds = np.array([_fold(level, left_out) for level in levels])
     known_folds = np.array([_fold(level, left_out) for level in known.levels])
     scales, variances = np.ones(len(levels)), np.zeros(len(levels))
@@ -101,15 +125,15 @@ def predict(
         kept = np.arange(len(known.levels)) if left_out is None else np.flatnonzero(known_folds != fold)
         posterior = posteriors[fold] = fit(known.table, known.tpot_ms, kept)
         chosen = [levels[row] for row in judged.tolist()]
-        about = _near(known, posterior, kept)
         if left_out == "other_levels":
             mean, variance = _by_one_level(known, posterior, chosen)
         else:
-            mean, variance = about.mean_and_variance(places(chosen))
-        assert table is not None
+            # Families say nothing of each other.
+            related = kept[np.isin(known.table.families[kept], [level.family for level in chosen])]
+            mean, variance = _near(known, posterior, related).mean_and_variance(places(chosen))
         scales[judged] = np.exp(mean)
         variances[judged] = variance + _factor_variance(table, posterior, judged)
-    overheads, spreads = _first_tokens(known, run_on, known_folds, folds.tolist())
+    overheads, spreads = _first_tokens(known, run_on, known_folds, folds.tolist(), levels)
     tasks = _tasks(levels, folds, posteriors, scales)
     note(f"simulating {len(levels)} levels in {len(tasks)} services")
     found: dict[int, dict[str, float]] = {}
@@ -201,30 +225,19 @@ def _factor_variance(table: Table, posterior: Posterior, rows: Rows) -> Numbers:
 
 
 def _first_tokens(
-    known: Training, run_on: Map, folds: NDArray[Any], asked: Sequence[str]
+    known: Training, run_on: Map, folds: NDArray[Any], asked: Sequence[str], levels: Sequence[Level]
 ) -> tuple[dict[str, dict[Key, FirstToken]], dict[Key, float]]:
     """Return the overheads of first tokens by fold, client and engine, and how far rows scatter about them.
 
-    The rows that they are fitted to are simulated once, with factors fitted to all rows.
+    Of the clients and engines of `levels` only.
     """
-    keys = [_key(level) for level in known.levels]
-    rng = np.random.default_rng(0)
-    picked: list[int] = []
-    for key in dict.fromkeys(keys):
-        stated = [r for r, one in enumerate(keys) if one == key and np.isfinite(known.ttft_ms[r])]
-        picked += rng.permutation(stated)[:FIRST_TOKEN_ROWS].tolist()
-    rows = np.array(picked, dtype=np.int64)
-    posterior = fit(known.table, known.tpot_ms, np.arange(len(known.levels)))
-    errors = known.tpot_ms / known.table.tpot_ms(posterior.logs)
-    levels = [known.levels[row] for row in picked]
-    tasks = _tasks(levels, np.full(len(rows), ""), {"": posterior}, errors[rows])
-    found: dict[int, dict[str, float]] = {}
-    for part in run_on(_simulate, [task[0] for task in tasks], [task[1] for task in tasks]):
-        found |= dict(part)
-    ttft = np.array([found[at]["ttft_mean"] for at in range(len(rows))])
-    tpot = np.array([found[at]["tpot_mean"] for at in range(len(rows))])
+    pairs = list(dict.fromkeys(_key(level)[:2] for level in levels))
+    parts = _simulated_first_tokens(known, pairs, run_on)
+    rows = np.concatenate([part.rows for part in parts])
+    ttft = np.concatenate([part.ttft_ms for part in parts])
+    tpot = np.concatenate([part.tpot_ms for part in parts])
     stated_ms = known.ttft_ms[rows]
-    chosen = [keys[row] for row in picked]
+    chosen = [_key(known.levels[row]) for row in rows.tolist()]
     fitted: dict[str, dict[Key, FirstToken]] = {}
     spreads: dict[Key, float] = {}
     names = list(dict.fromkeys([*asked, *folds.tolist()]))
@@ -244,6 +257,43 @@ def _first_tokens(
     for key, errors_of in misses.items():
         spreads[key] = max(0.05, float(np.percentile(errors_of, 80)) / Z_80)
     return fitted, spreads
+
+
+def _simulated_first_tokens(
+    known: Training, pairs: Sequence[Pair], run_on: Map
+) -> list[SimulatedFirstTokens]:
+    """Return rows of each pair of client and engine simulated, with factors fitted to all rows."""
+    lacking = [pair for pair in pairs if pair not in known.first_tokens]
+    picked = _picked(known, lacking)
+    rows = np.array([row for some in picked.values() for row in some], dtype=np.int64)
+    ttft, tpot = np.empty(len(rows)), np.empty(len(rows))
+    if len(rows):
+        posterior = fit(known.table, known.tpot_ms, np.arange(len(known.levels)))
+        errors = known.tpot_ms[rows] / known.table.tpot_ms(posterior.logs, rows)
+        levels = [known.levels[row] for row in rows.tolist()]
+        tasks = _tasks(levels, np.full(len(rows), ""), {"": posterior}, errors)
+        for part in run_on(_simulate, [task[0] for task in tasks], [task[1] for task in tasks]):
+            for at, figures in part:
+                ttft[at], tpot[at] = figures["ttft_mean"], figures["tpot_mean"]
+    begin = 0
+    for pair, some in picked.items():
+        end = begin + len(some)
+        known.first_tokens[pair] = SimulatedFirstTokens(rows[begin:end], ttft[begin:end], tpot[begin:end])
+        begin = end
+    return [known.first_tokens[pair] for pair in pairs]
+
+
+def _picked(known: Training, pairs: Sequence[Pair]) -> dict[Pair, list[int]]:
+    """Return up to FIRST_TOKEN_ROWS rows of each GPU architecture for each pair, the same whoever asks."""
+    keys = [_key(level) for level in known.levels]
+    rng = np.random.default_rng(0)
+    picked: dict[Pair, list[int]] = {pair: [] for pair in pairs}
+    for key in dict.fromkeys(keys):
+        stated = [row for row, one in enumerate(keys) if one == key and np.isfinite(known.ttft_ms[row])]
+        some = rng.permutation(stated)[:FIRST_TOKEN_ROWS].tolist()
+        if key[:2] in picked:
+            picked[key[:2]] += some
+    return picked
 
 
 def _key(level: Level) -> Key:
@@ -273,15 +323,13 @@ def _simulate(task: Task, work: Work) -> list[tuple[int, dict[str, float]]]:
     times = OperatorStepTimes(service, factors)
     found = []
     for at, level, scale in work:
-        run = simulated(level, times.scaled(scale))
+        run = simulated(level, times.scaled(scale), gaps=False)
         figures = {
             f"{latency}_{statistic}": run.figure(latency, statistic)
-            for latency in ("ttft", "tpot", "e2e", "itl")
+            for latency in ("ttft", "tpot", "e2e")
             for statistic in STATISTICS
         }
         figures["throughput_out_tok_s"] = run.throughput_out_tok_s
-        figures["throughput_req_s"] = run.throughput_req_s
-        figures["throughput_total_tok_s"] = run.throughput_total_tok_s
         found.append((at, figures))
     return found
 
@@ -319,9 +367,8 @@ def _assembled(
         row = table.iloc[level.row]
         first_spread = float(np.hypot(spread, spreads.get(_key(level), FIRST_TOKEN_SPREAD)))
         tpot = {name: figures[f"tpot_{name}"] for name in STATISTICS}
-        ttft = {
-            name: float(one.overhead.ttft_ms(figures[f"ttft_{name}"], tpot["mean"])) for name in STATISTICS
-        }
+        step_ms = tpot["mean"] if np.isfinite(tpot["mean"]) else 0.0  # nothing comes behind a single token
+        ttft = {name: float(one.overhead.ttft_ms(figures[f"ttft_{name}"], step_ms)) for name in STATISTICS}
         later = ttft["mean"] - figures["ttft_mean"]
         e2e = {name: figures[f"e2e_{name}"] + later for name in STATISTICS}
         share = min(1.0, ttft["mean"] / e2e["mean"]) if e2e["mean"] > 0 else 0.0
