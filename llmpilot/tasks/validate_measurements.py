@@ -63,7 +63,7 @@ def _require_parquet(path: Path) -> None:
         raise ConfigError(
             "predictions are a Parquet file", given=path, cure=f"predictions_file={path.stem}.parquet"
         )
-    require_writable(path.expanduser().resolve())
+    require_writable(path.expanduser().resolve(), "predictions_file")
 
 
 def _save(path: Path, given: pd.DataFrame, found: Prediction) -> None:
