@@ -184,7 +184,7 @@ def _powers_of_two(least: int, most: int) -> list[int]:
 def expected_errors() -> str:
     """Return how far off services of LLMs left out of the fit were; empty where that is not known."""
     try:
-        errors = json.loads(ACCURACY.read_text(encoding="utf-8"))["errors"]
+        errors = json.loads(ACCURACY.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return ""
     named = {"tpot": "TPOT", "ttft": "TTFT", "e2e": "E2E"}
