@@ -26,7 +26,7 @@ from llmpilot.tasks.validate_measurements import summary
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-LEFT_OUT = (None, "model", "gpu", "engine_version", "configuration", "level", "other_levels")
+LEFT_OUT = ("model", "gpu", "configuration", "level", "other_levels", "engine_version", None)
 HERE = Path(__file__).parent
 
 
