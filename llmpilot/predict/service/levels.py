@@ -36,6 +36,10 @@ MOST_TOKENS = 1_000_000
 """Of one request."""
 
 
+LEAST_ROOM = 0.08
+"""Share of the memory that the KV cache has at least."""
+
+
 @dataclass(frozen=True)
 class Level:
     """One level of load on one service.
@@ -109,12 +113,16 @@ class Level:
 
     @cached_property
     def kv_capacity_tokens(self) -> int:
-        """Tokens of such requests that the memory holds, as far as it holds any; else room for one."""
+        """Tokens of such requests that the memory holds.
+
+        A service that was measured did start: where its weights leave less than LEAST_ROOM by our arithmetic,
+        it was told to take more of the memory.
+        """
         settings, model = self.service.settings, self.service.model
         plan = settings.memory(model, self.service.gpu)
-        room = 1e9 * max(0.5 * settings.gpus, plan.usable_gb - plan.weights_gb - plan.reserve_gb)
+        room = max(LEAST_ROOM * plan.total_gb, plan.usable_gb - plan.weights_gb - plan.reserve_gb)
         one = model.sequence_bytes(self.held_tokens, gpus=settings.tensor_parallel)
-        return max(int(room / one * self.held_tokens), self.longest_tokens)
+        return max(int(1e9 * room / one * self.held_tokens), self.longest_tokens)
 
     @property
     def longest(self) -> float:
