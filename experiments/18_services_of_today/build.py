@@ -17,8 +17,9 @@ import numpy as np
 from llmpilot import catalog
 from llmpilot.dataset.shipped import shipped_measurements
 from llmpilot.files import to_json, write_text
+from llmpilot.predict.service.batches import fit_batches
 from llmpilot.predict.service.fitting import Posterior, fit
-from llmpilot.predict.service.validation import Prediction, predict, scales, training
+from llmpilot.predict.service.validation import Prediction, batch_training, predict, scales, training
 from llmpilot.processes import workers
 from llmpilot.simulator.factors import FACTORS, SHIPPED, rounded
 from llmpilot.tasks.validate_measurements import summary
@@ -38,8 +39,11 @@ def main() -> None:
     options = parser.parse_args()
     models = catalog.models_in_folder(options.models)[0] if options.models else {}
     known = training(models)
+    old = batch_training(models)
     posterior = fit(known.table, known.tpot_ms, np.arange(len(known.levels)))
-    write_text(SHIPPED, to_json(_shipped(posterior, len(known.levels)) | {"scales": scales(known)}))
+    posterior = fit_batches(old.batches, old.e2e_ms, np.arange(len(old.e2e_ms)), posterior)
+    fitted = _shipped(posterior, len(known.levels), len(old.e2e_ms))
+    write_text(SHIPPED, to_json(fitted | {"scales": scales(known)}))
     shipped = shipped_measurements()
     rows = shipped.select(shipped.closed_loop_today() & ~shipped.in_doubt())
     (HERE / "results").mkdir(exist_ok=True)
@@ -63,10 +67,11 @@ def main() -> None:
                 _draw(found, HERE / "results" / "predicted.png")
 
 
-def _shipped(posterior: Posterior, rows: int) -> dict[str, Any]:
+def _shipped(posterior: Posterior, rows: int, batches: int) -> dict[str, Any]:
     return {
         "source": "the published rows of llmpilot/dataset/services, whose README names sources and licences",
         "rows": rows,
+        "offline_batches_of_2024": batches,
         "factors": rounded(posterior.factors()),
         "spread": {
             factor.name: float(f"{sd:.3g}")

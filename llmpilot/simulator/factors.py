@@ -6,7 +6,7 @@ are known by their priors only: log-normal around a median. `predict.service` fi
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import exp, log
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from llmpilot.architecture import Experts
 from llmpilot.config import Model
+from llmpilot.simulator.service_settings import generation, is_of_2024, version_numbers
 from llmpilot.simulator.step_model import PARTS, Numbers, StepModel
 
 GEMMS = ("attention_gemm", "mlp_gemm", "head_gemm")
@@ -34,6 +35,8 @@ class Factor:
     median: float
     spread: float
     why: str
+    of_2024: bool = False
+    """Whether it acts on engines of 2024 alone: fitted after the others, which such rows do not move."""
 
 
 def _always(service: StepModel) -> bool:
@@ -57,7 +60,33 @@ def _block_experts(service: StepModel) -> bool:
     return has_experts(service) and service.model.formats.experts == "fp8_block"
 
 
-FACTORS: tuple[Factor, ...] = (
+def _first_vllm(service: StepModel) -> bool:
+    settings = service.settings
+    return settings.engine == "vllm" and is_of_2024(settings.engine, settings.version)
+
+
+def _trtllm_2024(service: StepModel) -> bool:
+    settings = service.settings
+    return settings.engine == "trtllm" and is_of_2024(settings.engine, settings.version)
+
+
+def _of_2024(service: StepModel) -> bool:
+    return is_of_2024(service.settings.engine, service.settings.version)
+
+
+def _amd(service: StepModel) -> bool:
+    return service.gpu.vendor == "amd"
+
+
+def _eager(service: StepModel) -> bool:
+    """Whether an engine of that time did without CUDA graphs: on AMD's GPUs, and vLLM before 0.3."""
+    numbers = version_numbers(service.settings.version) or (9999,)
+    before = numbers < (0, 3) or 2000 <= numbers[0] <= 2023
+    return _of_2024(service) and (_amd(service) or before)
+
+
+LAUNCHES = ("layer", "expert_layer")
+COMMON_FACTORS: tuple[Factor, ...] = (
     Factor("gemm", GEMMS, _always, 1.0, 0.07, "engines choose kernels for their shapes, tables the default"),
     Factor("gemm.blackwell", GEMMS, _blackwell, 1.0, 0.1, "kernels for it got better since"),
     Factor("attention.blackwell", ATTENTION, _blackwell, 1.0, 0.15, "the same of attention"),
@@ -79,6 +108,54 @@ FACTORS: tuple[Factor, ...] = (
     Factor("sequence", ("sequence",), _always, 1.0, 0.7, "sampling, detokenizing and sending on the host"),
     Factor(PREFILL, (PREFILL,), _always, 1.0, 0.2, "how well prompts overlap with decoding in one step"),
 )
+"""Those that act on the engines of today too."""
+OLD_FACTORS: tuple[Factor, ...] = (
+    Factor("gemm.2024", GEMMS, _of_2024, 1.0, 0.1, "16-bit kernels, two years younger than the tables"),
+    Factor("attention.2024", ATTENTION, _of_2024, 1.0, 0.2, "attention kernels of that time"),
+    Factor("experts.2024", ("experts",), _of_2024, 1.0, 0.3, "expert kernels of that time"),
+    Factor(
+        "experts.trtllm_2024", ("experts",), _trtllm_2024, 1.0, 0.3, "TensorRT-LLM had plugins of its own"
+    ),
+    Factor("all_reduce.2024", ("all_reduce",), _of_2024, 1.0, 0.5, "not fused with norms, some by NCCL"),
+    Factor(
+        "step.vllm_v0",
+        ("step",),
+        _first_vllm,
+        5.0,
+        0.7,
+        "vLLM's first engine schedules, prepares inputs and reads tokens back while the GPU waits",
+    ),
+    Factor(
+        "step.vllm_v0.workers",
+        ("step",),
+        lambda service: _first_vllm(service) and service.settings.tensor_parallel > 1,
+        1.5,
+        0.4,
+        "its driver sends each step's inputs to the other workers",
+    ),
+    Factor(
+        "sequence.vllm_v0", ("sequence",), _first_vllm, 3.0, 0.7, "it keeps its sequences as Python objects"
+    ),
+    Factor("step.trtllm_2024", ("step",), _trtllm_2024, 2.0, 0.7, "its runtime does not overlap steps"),
+    Factor(
+        "gemm.amd_2024",
+        GEMMS,
+        lambda service: _of_2024(service) and _amd(service),
+        1.0,
+        0.3,
+        "no tables: AMD's matrices follow from datasheet rates alone",
+    ),
+    Factor(
+        "launches.eager",
+        LAUNCHES,
+        _eager,
+        20.0,
+        0.7,
+        "without CUDA graphs every kernel is launched by itself, which takes longer than many kernels",
+    ),
+)
+"""Those of engines of 2024."""
+FACTORS = (*COMMON_FACTORS, *(replace(factor, of_2024=True) for factor in OLD_FACTORS))
 NAMES = tuple(factor.name for factor in FACTORS)
 Factors = Mapping[str, float]
 
@@ -95,12 +172,12 @@ def shipped_factors() -> Factors:
 
 
 def service_key(service: StepModel) -> str:
-    """Return what services share that differ in load, version and settings of the scheduler only."""
+    """Return what services share that differ in load, scheduler settings and version only, 2024 apart."""
     settings, model = service.settings, service.model
     shape = f"{settings.tensor_parallel}x{settings.data_parallel}x{settings.expert_parallel}"
     form = model.formats
     formats = "/".join((form.attention, form.mlp, form.experts, form.head))
-    return f"{family_of(model)} | {settings.engine} | {service.gpu.name} {shape} | {formats}"
+    return f"{family_of(model)} | {generation(settings)} | {service.gpu.name} {shape} | {formats}"
 
 
 def family_of(model: Model) -> str:

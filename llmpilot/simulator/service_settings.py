@@ -177,10 +177,28 @@ def version_numbers(version: str | None) -> tuple[int, ...] | None:
     return tuple(int(part) for part in found[1].split(".")) if found else None
 
 
+def is_of_2024(engine: EngineName, version: str | None) -> bool:
+    """Whether a version is of 2024 or before: vLLM's first engine (until 0.7), TensorRT-LLM until 0.16.
+
+    A year in place of a version (`2023`) is understood; no version is a new one.
+    """
+    numbers = version_numbers(version)
+    if numbers is None:
+        return False
+    if numbers[0] >= 2000:
+        return numbers[0] <= 2024
+    return numbers < {"vllm": (0, 8), "trtllm": (0, 17), "sglang": (0, 4)}[engine]
+
+
+def generation(settings: ServiceSettings) -> str:
+    """Return the engine's name; one of 2024 is another one than today's of the same name."""
+    return settings.engine + (" of 2024" if is_of_2024(settings.engine, settings.version) else "")
+
+
 def _vllm(gpu: Gpu, version: str | None, tensor_parallel: int) -> dict[str, Any]:
     """Defaults of vLLM's server (engine/arg_utils.py, get_batch_defaults; before 0.8 its first scheduler)."""
     numbers = version_numbers(version)
-    first = numbers is not None and numbers < (0, 8)
+    first = is_of_2024("vllm", version)
     # 70 GiB and more, but for the A100, whose smaller rate makes long steps too long.
     large = gpu.memory_gb >= 70 and not gpu.name.startswith("A100")
     return {
@@ -190,7 +208,7 @@ def _vllm(gpu: Gpu, version: str | None, tensor_parallel: int) -> dict[str, Any]
         "block_size": 16,
         "chunked_prefill": not first,
         "memory_share": 0.9,
-        "overlapped": numbers is None or numbers >= (0, 14),
+        "overlapped": not first and (numbers is None or numbers >= (0, 14)),
     }
 
 

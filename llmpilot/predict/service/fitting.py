@@ -5,7 +5,7 @@ count linearly, and the likelihood is tempered, since rows of one curve err toge
 posterior is taken for a normal distribution of the factors' logarithms.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,36 +82,70 @@ def closed_loads(levels: Sequence[Level]) -> ClosedLoads:
     return ClosedLoads(
         np.array([level.input_tokens for level in levels]),
         np.array([level.output_tokens for level in levels]),
-        np.array([max(1.0, min(level.users or 1.0, level.capacity)) for level in levels]),
+        np.array([max(1.0, min(level.users or level.at_once or 1.0, level.capacity)) for level in levels]),
         np.array([float(level.settings.max_num_batched_tokens) for level in levels])
         * np.array([float(level.service.settings.data_parallel) for level in levels]),
     )
 
 
-def fit(table: Table, measured_tpot_ms: Numbers, rows: Rows) -> Posterior:
-    """Return the posterior of the factors after the given rows [m] of the table; of no rows, the prior."""
+def prior() -> Posterior:
+    """Return what is known of the factors before any measurement."""
     middle = np.log([factor.median for factor in FACTORS])
-    spreads = np.array([factor.spread for factor in FACTORS])
-    if not len(rows):
-        return Posterior(middle, np.diag(spreads**2))
-    targets = np.log(measured_tpot_ms[rows])
-    root = np.sqrt(TEMPER * _weights(table.families[rows])) / SPREAD
+    return Posterior(middle, np.diag(np.array([factor.spread for factor in FACTORS]) ** 2))
 
-    def errors(logs: Numbers) -> Numbers:
-        return np.asarray(np.log(table.tpot_ms(logs, rows)) - targets)
 
-    def residuals(logs: Numbers) -> Numbers:
-        error = errors(logs)
+def fit(table: Table, measured_tpot_ms: Numbers, rows: Rows) -> Posterior:
+    """Return the posterior of the factors after the given rows [m] of the table; of no rows, the prior.
+
+    Factors of 2024's engines stay at their priors: see `batches.fit_batches`.
+    """
+    free = np.array([not factor.of_2024 for factor in FACTORS])
+    return most_probable(
+        lambda logs: table.tpot_ms(logs, rows), measured_tpot_ms[rows], table.families[rows], free, prior()
+    )
+
+
+def most_probable(
+    predicted: Callable[[Numbers], Numbers],
+    measured: Numbers,
+    families: NDArray[Any],
+    free: NDArray[np.bool_],
+    known: Posterior,
+) -> Posterior:
+    """Return `known` with its `free` factors [factors] as measurements [m] leave them.
+
+    `predicted` says what it would be under factors given as logarithms; `families` are the rows' LLMs. The
+    factors that are not free stay as they are known.
+    """
+    if not len(measured):
+        return known
+    middle = np.log([factor.median for factor in FACTORS])[free]
+    spreads = np.array([factor.spread for factor in FACTORS])[free]
+    targets = np.log(measured)
+    root = np.sqrt(TEMPER * _weights(families)) / SPREAD
+
+    def whole(chosen: Numbers) -> Numbers:
+        logs = known.logs.copy()
+        logs[free] = chosen
+        return logs
+
+    def errors(chosen: Numbers) -> Numbers:
+        return np.asarray(np.log(predicted(whole(chosen))) - targets)
+
+    def residuals(chosen: Numbers) -> Numbers:
+        error = errors(chosen)
         soft = np.sign(error) * SPREAD * np.sqrt(2 * (np.sqrt(1 + (error / SPREAD) ** 2) - 1))
-        return np.concatenate([root * soft, (logs - middle) / spreads])
+        return np.concatenate([root * soft, (chosen - middle) / spreads])
 
-    logs = least_squares(residuals, middle, x_scale=spreads, max_nfev=15).x
-    at = errors(logs)
-    slopes = np.column_stack([(errors(logs + step) - at) / 1e-4 for step in 1e-4 * np.eye(len(logs))])
+    found = least_squares(residuals, middle, x_scale=spreads, max_nfev=15).x
+    at = errors(found)
+    slopes = np.column_stack([(errors(found + step) - at) / 1e-4 for step in 1e-4 * np.eye(len(found))])
     # Of a soft error the curvature is less, the further out it is.
     curved = root**2 / np.sqrt(1 + (at / SPREAD) ** 2)
     precision = slopes.T @ (curved[:, None] * slopes) + np.diag(spreads**-2)
-    return Posterior(logs, np.asarray(np.linalg.inv(precision), dtype=np.float64))
+    covariance = known.covariance.copy()
+    covariance[np.ix_(free, free)] = np.linalg.inv(precision)
+    return Posterior(whole(found), covariance)
 
 
 def _weights(families: NDArray[Any]) -> Numbers:

@@ -35,6 +35,18 @@ MOST_CHUNKS = 200_000
 MOST_TOKENS = 1_000_000
 """Of one request."""
 
+UNSAID_VERSIONS = {("argonne-LLM-Inference-Bench", "vllm"): "0.6"}
+"""Versions of rows that name none: what the other rows of their source name, by source and engine."""
+A100_NVLINK_GB_S = 600
+"""NVLink of the A100's SXM board, both directions (its datasheet)."""
+MI250_GB = 128
+"""Memory of an MI250, which has two dies; the option is one of them."""
+QUEUEING_CLIENT, QUEUED_TOKENS, QUEUED = "trtllm-bench", 6e6, (1000.0, 3000.0)
+"""A client that queues all requests at the start; and how many tokens these have, where a row does not say,
+within least and most requests: most of the time as many run as the engine lets in."""
+DATASET_TOKENS = 2048
+"""Longest request of a data set: vLLM's benchmark drops longer ones of ShareGPT."""
+
 
 LEAST_ROOM = 0.08
 """Share of the memory that the KV cache has at least."""
@@ -127,7 +139,9 @@ class Level:
     @property
     def longest(self) -> float:
         """How many times their mean lengths are at most."""
-        return 8.0 if self.wide else 2.0 / (1.0 + self.least_share)
+        if self.wide:
+            return min(max(DATASET_TOKENS / (self.input_tokens + self.output_tokens), 2.0), 8.0)
+        return 2.0 / (1.0 + self.least_share)
 
     @property
     def longest_tokens(self) -> int:
@@ -169,7 +183,20 @@ def described(measurements: Measurements, models: Mapping[str, Model]) -> Descri
 
 
 _SERVICE_COLUMNS = (
-    *("model", "checkpoint", "gpu", "n_gpus", "tp", "pp", "dp", "ep", "moe_tp", "attention_dp"),
+    *(
+        "source",
+        "model",
+        "checkpoint",
+        "gpu",
+        "gpu_as_stated",
+        "n_gpus",
+        "tp",
+        "pp",
+        "dp",
+        "ep",
+        "moe_tp",
+        "attention_dp",
+    ),
     *(
         "engine",
         "engine_version",
@@ -210,13 +237,14 @@ def _service(row: Mapping[str, Any], models: Mapping[str, Model], gpus: Mapping[
     if tensor * pipeline * data != n_gpus or (stated and stated not in (tensor, tensor * data)):
         return "the parallel sizes do not make up the GPUs"
     expert = min(_count(row, "ep", 1), n_gpus) if _has_experts(model) else 1
-    gpu = gpu.model_copy(update={"count": n_gpus})
+    gpu = _board(gpu, _plain(row.get("gpu_as_stated"))).model_copy(update={"count": n_gpus})
     hit = _plain(row.get("prefix_hit_share"))
     try:
         settings = service_settings(
             engine,
             gpu,
-            version=_plain(row.get("engine_version")),
+            version=_plain(row.get("engine_version"))
+            or UNSAID_VERSIONS.get((str(row.get("source")), engine)),
             tensor_parallel=tensor,
             pipeline_parallel=pipeline,
             data_parallel=data,
@@ -229,6 +257,19 @@ def _service(row: Mapping[str, Any], models: Mapping[str, Model], gpus: Mapping[
     except ValidationError as error:
         return f"impossible settings: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
     return StepModel(_served(model, engine, row), gpu, settings)
+
+
+def _board(gpu: Gpu, stated: str | None) -> Gpu:
+    """Return the GPU type as the row states it, where the option is a lesser one of that name.
+
+    An A100 on an SXM board has NVLink, which the option's PCIe card lacks. An MI250 has the memory of two
+    dies: 70B in 16 bits ran on two, which the memory of two dies does not hold, at the pace of two dies.
+    """
+    if gpu.name == "MI250" and stated == "MI250":
+        return gpu.model_copy(update={"memory_gb": MI250_GB})
+    if gpu.link.startswith("pcie") and "SXM" in (stated or "") and gpu.name.startswith("A100"):
+        return gpu.model_copy(update={"link": "nvlink", "link_gb_s": A100_NVLINK_GB_S})
+    return gpu
 
 
 def _model(row: Mapping[str, Any], models: Mapping[str, Model]) -> Model | str:
@@ -299,7 +340,11 @@ def _level(at: int, row: Mapping[str, Any], service: StepModel) -> Level | str:
         if rate is None:
             return "load not given"
     elif kind in (BATCH, AT_ONCE):
-        at_once = n_requests or (int(concurrency) if concurrency is not None else None)
+        # Of a batch, the number of requests may be that of several repeats.
+        batch = None if concurrency is None else int(concurrency)
+        at_once = batch or n_requests if kind == BATCH else n_requests or batch
+        if at_once is None and client == QUEUEING_CLIENT:
+            at_once = round(min(max(QUEUED_TOKENS / (given + out), QUEUED[0]), QUEUED[1]))
         if at_once is None:
             return "load not given"
     elif kind == CLOSED or concurrency is not None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
 from llmpilot.predict.service.levels import Level
+from llmpilot.simulator.service_settings import generation
 from llmpilot.simulator.step_model import Numbers
 
 FAMILY, ENGINE, GPU, BOTH, SERVICE, NOISE = 0.002, 0.002, 0.004, 0.010, 0.005, 0.002
@@ -58,10 +59,10 @@ def places(levels: Sequence[Level]) -> Places:
     ]
     return Places(
         np.array([level.family for level in levels]),
-        np.array([s.settings.engine for s in services]),
+        np.array([generation(s.settings) for s in services]),
         np.array([f"{s.gpu.name} {s.model.formats.model_dump_json()}" for s in services]),
         np.array([str(one) for one in shape]),
-        np.log2([level.users or level.capacity for level in levels]),
+        np.log2([level.users or min(level.at_once or level.capacity, level.capacity) for level in levels]),
         np.log2([float(s.settings.gpus) for s in services]),
         np.log2([[level.input_tokens, level.output_tokens] for level in levels]).reshape(-1, 2),
     )

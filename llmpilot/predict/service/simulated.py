@@ -52,19 +52,24 @@ def simulated(level: Level, times: OperatorStepTimes, seed: int = SEED, *, gaps:
 
     Without `gaps` there are no gaps between tokens, which are most of what long outputs cost.
     """
-    described = replace(level.service, settings=level.settings)
-    service = service_at(described, times, level.kv_capacity_tokens)
+    service = service_of(level, times)
     if level.users is None:
-        return _run(_open(level, service, _Lengths(level, seed), seed, gaps))
+        return _run(_open(level, service, Lengths(level, seed), seed, gaps))
     users = max(1, round(level.users))
     if level.begins_at_once:
-        return _run(simulate_finite(service, _Lengths(level, seed), users, level.requests, gaps=gaps))
-    found = simulate_finite(service, _Lengths(level, seed, cut=users), users, level.requests, gaps=gaps)
+        return _run(simulate_finite(service, Lengths(level, seed), users, level.requests, gaps=gaps))
+    found = simulate_finite(service, Lengths(level, seed, cut=users), users, level.requests, gaps=gaps)
     return _run(found, users, level.requests - users)
 
 
+def service_of(level: Level, times: OperatorStepTimes) -> VirtualService:
+    """Return the level's service with these step times."""
+    described = replace(level.service, settings=level.settings)
+    return service_at(described, times, level.kv_capacity_tokens)
+
+
 def _open(
-    level: Level, service: VirtualService, source: "_Lengths", seed: int, gaps: bool
+    level: Level, service: VirtualService, source: "Lengths", seed: int, gaps: bool
 ) -> SimulatedRequests:
     if level.rate_per_s is None:
         return simulate_open(service, source, np.zeros(level.requests), gaps=gaps)
@@ -93,7 +98,7 @@ def _run(found: SimulatedRequests, first_request: int = 0, last_request: int | N
     )
 
 
-class _Lengths:
+class Lengths:
     """A level's requests, without end: fixed lengths, uniform ones, or as wide as a data set's.
 
     Of the first `cut` ones, outputs end anywhere: as those that are under way when somebody comes in.

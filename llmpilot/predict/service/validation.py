@@ -14,8 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from llmpilot.config import Model
-from llmpilot.dataset.measurements import TODAY, Measurements
+from llmpilot.dataset.measurements import BATCH, TODAY, Measurements
 from llmpilot.dataset.shipped import shipped_measurements
+from llmpilot.predict.service.batches import Batches, at_once, fit_batches, tabulated_batches
 from llmpilot.predict.service.first_token import FirstToken, Key, fit_all, overhead_of
 from llmpilot.predict.service.fitting import Posterior, Table, fit, tabulated
 from llmpilot.predict.service.levels import Level, described
@@ -23,6 +24,7 @@ from llmpilot.predict.service.nearby import Nearby, nearby, places
 from llmpilot.predict.service.simulated import simulated
 from llmpilot.processes import Map
 from llmpilot.simulator.factors import service_key
+from llmpilot.simulator.service_settings import is_of_2024
 from llmpilot.simulator.step_model import Numbers, StepModel
 from llmpilot.simulator.step_times import OperatorStepTimes
 
@@ -43,6 +45,8 @@ NARROWER = 0.88
 """Spreads are drawn in by it: as they are, with the LLM left out, 80% intervals held 87% of the values."""
 FIRST_TOKEN_ROWS = 60
 """Rows of each client and engine that the overheads of first tokens are fitted to."""
+IN_PROCESS = ("offline", "in-process", "trtllm-bench")
+"""Clients that call the engine in their own process, or time it there."""
 FIRST_TOKEN_SPREAD = 0.35
 """Of TTFT (log units) beside TPOT's, where no row of the client and engine says better."""
 Rows = NDArray[np.int64]
@@ -74,6 +78,14 @@ class SimulatedFirstTokens:
 
 
 @dataclass(frozen=True)
+class BatchTraining:
+    """The shipped offline batches of 2024's engines, with their measured times [n] ms."""
+
+    batches: Batches
+    e2e_ms: Numbers
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What is predicted of a table's rows. `table` has the rows as given and the predicted columns."""
 
@@ -102,6 +114,26 @@ def _training(models: tuple[tuple[str, Model], ...]) -> Training:
     return Training(chosen, levels, tabulated(levels), tpot[rows], ttft[rows])
 
 
+def batch_training(models: Mapping[str, Model]) -> BatchTraining:
+    """Return the shipped synchronous batches of 2024's engines that fit into the memory.
+
+    Rows that their source flags are left out, and those in doubt.
+    """
+    shipped = shipped_measurements()
+    table = shipped.table
+    sound = table["flag"].isna() & table["e2e_ms_mean"].notna() & ~shipped.in_doubt()
+    chosen = shipped.select(sound & (table["load_kind"] == BATCH) & table["concurrency"].notna())
+    levels = [one for one in described(chosen, models).levels if at_once(one) and of_2024(one)]
+    measured = chosen.table["e2e_ms_mean"].to_numpy()
+    return BatchTraining(tabulated_batches(levels), measured[[one.row for one in levels]])
+
+
+def of_2024(level: Level) -> bool:
+    """Whether a level is of an engine of 2024 or before."""
+    settings = level.service.settings
+    return is_of_2024(settings.engine, settings.version)
+
+
 def predict(
     measurements: Measurements,
     models: Mapping[str, Model],
@@ -119,13 +151,19 @@ def predict(
     table = tabulated(levels)
     folds = np.array([_fold(level, left_out) for level in levels])
     known_folds = np.array([_fold(level, left_out) for level in known.levels])
+    old = batch_training(models) if any(of_2024(level) for level in levels) else None
+    old_folds = np.array([_fold(level, left_out) for level in old.batches.levels] if old else [])
     scales, variances = np.ones(len(levels)), np.zeros(len(levels))
     posteriors: dict[str, Posterior] = {}
     for fold in dict.fromkeys(folds.tolist()):
         judged = np.flatnonzero(folds == fold)
         kept = np.arange(len(known.levels)) if left_out is None else np.flatnonzero(known_folds != fold)
-        posterior = posteriors[fold] = fit(known.table, known.tpot_ms, kept)
+        posterior = fit(known.table, known.tpot_ms, kept)
         chosen = [levels[row] for row in judged.tolist()]
+        if old and any(of_2024(level) for level in chosen):
+            beside = np.flatnonzero((old_folds != fold) | (left_out is None))
+            posterior = fit_batches(old.batches, old.e2e_ms, beside, posterior)
+        posteriors[fold] = posterior
         if left_out == "other_levels":
             mean, variance = _by_one_level(known, posterior, chosen)
         else:
@@ -144,7 +182,7 @@ def predict(
         if (done + 1) % 25 == 0:
             note(f"  {done + 1} of {len(tasks)} services")
     simulations = [
-        Simulation(level, found[at], spread, overhead_of(_key(level), overheads[fold]))
+        Simulation(level, found[at], spread, _overhead(level, overheads[fold]))
         for at, (level, spread, fold) in enumerate(
             zip(levels, (NARROWER * np.sqrt(variances)).tolist(), folds.tolist(), strict=True)
         )
@@ -295,6 +333,13 @@ def _picked(known: Training, pairs: Sequence[Pair]) -> dict[Pair, list[int]]:
         if key[:2] in picked:
             picked[key[:2]] += some
     return picked
+
+
+def _overhead(level: Level, fitted: Mapping[Key, FirstToken]) -> FirstToken:
+    """Return the overheads of a level's first tokens; of one in the engine's own process, none."""
+    if level.client in IN_PROCESS:
+        return FirstToken(0.0, 1.0, 0.0)
+    return overhead_of(_key(level), fitted)
 
 
 def _key(level: Level) -> Key:
