@@ -165,10 +165,11 @@ def test_measurements_that_are_as_predicted_have_no_error(run: Run) -> None:
 
 def test_each_figure_is_compared_with_the_statistic_that_the_row_has(run: Run) -> None:
     statistics = ["mean", "unspec", "p50", "p90", "p99"]
+    spread = {"length_kind": "uniform", "length_min_share": 0.2}
     write(
-        *({f"ttft_ms_{one}": 50.0, f"e2e_ms_{one}": 900.0} for one in statistics),
+        *(spread | {f"ttft_ms_{one}": 50.0, f"e2e_ms_{one}": 900.0} for one in statistics),
         # The mean is judged where there are several.
-        {f"ttft_ms_{one}": 50.0 for one in statistics} | {f"e2e_ms_{one}": 900.0 for one in statistics},
+        spread | {f"{latency}_ms_{one}": 900.0 for latency in ("ttft", "e2e") for one in statistics},
     )
     result, predictions = validated(run)
     assert result["errors"]["ttft"]["rows"] == result["errors"]["e2e"]["rows"] == len(statistics) + 1

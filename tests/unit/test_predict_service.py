@@ -513,11 +513,11 @@ def test_scaled_step_times_scale_every_latency() -> None:
 
 
 def test_a_model_that_hardly_fits_serves_its_many_users_in_turns() -> None:
-    """Room for one long request and a hundred users: much is computed twice, and it comes to an end."""
+    """Room for a few requests and a hundred users: much is computed twice, and it comes to an end."""
     level = level_of(
         model="meta-llama/Llama-3.1-70B", concurrency=100, input_tokens=500, output_tokens=1500, n_gpus=1
     )
-    assert level.capacity < 10
+    assert level.capacity < 0.3 * 100
     found = run_of(level, gaps=False)
     assert found.failures == 0.0
     assert found.figure("ttft", "mean") > 5 * run_of(replace(level, users=1.0)).figure("ttft", "mean")
