@@ -24,8 +24,8 @@ from llmpilot.dataset.measurements import OPEN
 from llmpilot.dataset.shipped import shipped_measurements
 from llmpilot.files import to_json, write_text
 from llmpilot.predict.service.fitting import fit
-from llmpilot.predict.service.levels import Level
-from llmpilot.predict.service.simulated import ROUNDS, simulated
+from llmpilot.predict.service.levels import ROUNDS, Level
+from llmpilot.predict.service.simulated import simulated
 from llmpilot.predict.service.sustained import sustained_rate_per_s
 from llmpilot.predict.service.validation import Training, predict, training
 from llmpilot.processes import workers
