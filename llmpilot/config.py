@@ -398,7 +398,11 @@ def parse(schema: type[M], node: DictConfig | dict[str, Any], key: str) -> M:
     try:
         return schema.model_validate(plain(node))
     except ValidationError as error:
-        first = error.errors()[0]
+        first, *others = (_without_alternatives(problem, plain(node)) for problem in error.errors())
+        alike = [problem["msg"] for problem in others if problem["loc"] == first["loc"]]
+        if alike:  # one value that suits none of several types
+            said = [first["msg"], *(message.removeprefix("Input should be ") for message in alike)]
+            first["msg"] = " or ".join(dict.fromkeys(said))
         raise _explain(schema, first, key) from None
 
 
@@ -422,6 +426,20 @@ def parse_seed(value: Any) -> int:
         ConfigError: it is no whole number from 0 to MOST_SEED.
     """
     return whole_number(value, "seed", least=0, most=MOST_SEED)
+
+
+def _without_alternatives(problem: Any, given: Any) -> dict[str, Any]:
+    """Return a problem without pydantic's names of a union's types, which follow the value in its place."""
+    kept = []
+    for part in problem["loc"]:
+        if not isinstance(given, dict | list | tuple):
+            break
+        kept.append(part)
+        try:
+            given = given[part]
+        except (LookupError, TypeError):  # what is missing, or a type's name: what it is about follows
+            continue
+    return {**problem, "loc": tuple(kept)}
 
 
 def _explain(schema: type[BaseModel], problem: Any, key: str) -> ConfigError:

@@ -4,6 +4,7 @@ Hydra resolves options of groups before any code of ours runs. An id that is an 
 for another checkpoint or a repackaging of one, an option is written to a folder where Hydra looks too.
 """
 
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +15,8 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from llmpilot import catalog
 from llmpilot.errors import ConfigError, did_you_mean
+
+HF_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 class OptionsOfIds(SearchPathPlugin):
@@ -53,6 +56,13 @@ def _option(choice: str, folder: Path) -> str:
     hf_id = choice.strip("'\"")
     found, model = catalog.model_by_hf_id(hf_id), catalog.model_of_hf_id(hf_id)
     if found is None or model is None:
+        if not HF_ID.fullmatch(hf_id):
+            raise ConfigError(
+                "this is no option of the model group, and no Hugging Face id",
+                given=f"model={choice}",
+                cure="+model=ORGANIZATION/NAME, as +model=Qwen/Qwen3-32B; of an LLM in a folder: "
+                "+model=hf model.config=PATH/config.json",
+            )
         known = [model.hf_id for model in catalog.models().values()]
         raise ConfigError(
             f"there is no option for {hf_id}",

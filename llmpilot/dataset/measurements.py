@@ -183,6 +183,8 @@ def _typed(table: pd.DataFrame, extra: Sequence[str]) -> pd.DataFrame:
     for name in COLUMNS:
         given = table[name] if name in table.columns else pd.Series(None, index=table.index, dtype=object)
         typed[name] = _number(name, given) if name in NUMBERS else _object(given)
+        if name in YES_OR_NO:
+            typed[name] = typed[name].map(_truth).astype(object)
     for name in extra:
         typed[name] = table[name] if name in table.columns else pd.Series(None, index=table.index)
     whole = pd.DataFrame(typed, index=table.index)
@@ -203,6 +205,11 @@ def _number(name: str, given: pd.Series) -> pd.Series:
 
 def _object(given: pd.Series) -> pd.Series:
     return given.astype(object).where(given.notna(), None).astype(object)
+
+
+def _truth(value: Any) -> Any:
+    """Return true or false for what equals it (1, -0.0), which Arrow would not store; else the value."""
+    return bool(value) if isinstance(value, int | float | np.bool_) and value in (0, 1) else value
 
 
 def _check(table: pd.DataFrame) -> None:

@@ -5,7 +5,7 @@ of it there: `SimulatedAs` (deployment=simulated), `server.ServerEngine` (deploy
 the package knows its name.
 """
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 from llmpilot.config import Facts, Gpu, Model
 from llmpilot.simulator import VirtualService
@@ -20,6 +20,14 @@ class InferenceEngine(Facts):
     """The deployments that it can run in, the usual one first."""
     live_weight: ClassVar[bool] = False
     """Whether a running service takes another max batch weight (`reweighted`)."""
+
+    memory_settings: ClassVar[tuple[str, ...]] = ()
+    """Its settings that say how much of the memory it takes."""
+
+    def with_usual_memory(self) -> Self:
+        """Return the engine as it would be with its own defaults of `memory_settings`."""
+        fields = type(self).model_fields
+        return self.model_copy(update={key: fields[key].default for key in self.memory_settings})
 
     def default_max_batch_weight(self, model: Model, gpu: Gpu) -> int | None:
         """Return the cap when none is given [tokens]; None: what the memory leaves."""

@@ -2,12 +2,13 @@
 a process, and to its simulation. Each engine's file says what its server calls them."""
 
 import json
+import re
 from abc import abstractmethod
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, field_validator
 
 from llmpilot import simulator
 from llmpilot.config import Gpu, Model, NonNegative, Share
@@ -15,7 +16,13 @@ from llmpilot.engine.server import StartedEngine
 from llmpilot.errors import ConfigError, DoesNotFitError
 from llmpilot.simulator import VirtualService
 from llmpilot.simulator.service_model import simulated_service
-from llmpilot.simulator.service_settings import NEWEST, EngineName, ServiceSettings, service_settings
+from llmpilot.simulator.service_settings import (
+    NEWEST,
+    EngineName,
+    ServiceSettings,
+    is_newer,
+    service_settings,
+)
 from llmpilot.sizing import MemoryPlan
 
 if TYPE_CHECKING:
@@ -23,6 +30,8 @@ if TYPE_CHECKING:
 
 ACCURACY = Path(simulator.__file__).parent / "fitted" / "accuracy.json"
 """Errors of simulated services of LLMs left out of the fit; written by experiments/18_services_of_today."""
+RELEASE = re.compile(r"v?\d+(\.\d+)*(\.?(rc|post)\d+)*", re.ASCII)
+"""What a release is called: 0.19, v0.5.6.post2, 1.2.0rc1."""
 LEAST_STEP_TOKENS, MOST_STEP_TOKENS, LEAST_REQUESTS = 256, 16_384, 16
 """Between which a tuner looks for the tokens of a step, and from how many requests on."""
 
@@ -30,15 +39,17 @@ LEAST_STEP_TOKENS, MOST_STEP_TOKENS, LEAST_REQUESTS = 256, 16_384, 16
 class ScheduledEngine(StartedEngine):
     """An engine with chunked prefill and a pool of KV blocks, the model sharded over the GPUs of the profile.
 
-    `version` names the release that is simulated; null: the newest that the fitted factors know. A real
-    server has the version that is installed. `tensor_parallel` null: the GPUs that other kinds of
-    parallelism leave. `prefix_hit_share` of every prompt is taken to be cached already: only a simulation
-    can be told so, and none of our own workloads repeats a prefix. `reserve_gb_per_gpu` is what a simulated
-    server keeps for its runtime and activations; null: reckoned from the size of a step.
+    `version` names the release that is simulated; null: the newest that the fitted factors know, which also
+    stands in for newer ones. A real server has the version that is installed. `tensor_parallel` null: the
+    GPUs that other kinds of parallelism leave. `prefix_hit_share` of every prompt is taken to be cached
+    already: only a simulation can be told so, and none of our own workloads repeats a prefix.
+    `reserve_gb_per_gpu` is what a simulated server keeps for its runtime and activations; null: reckoned
+    from the size of a step.
     """
 
     places: ClassVar[tuple[str, ...]] = ("simulated", "process")
     memory_is_allocated_at_start: ClassVar[bool] = True
+    memory_settings: ClassVar[tuple[str, ...]]
     label: ClassVar[str]
     """The engine's name as its makers write it."""
     settings_name: ClassVar[EngineName]
@@ -53,10 +64,31 @@ class ScheduledEngine(StartedEngine):
     prefix_hit_share: Share = 0.0
     reserve_gb_per_gpu: NonNegative | None = None
 
+    @field_validator("version", mode="before")
+    @classmethod
+    def _names_a_release(cls, version: Any) -> Any:
+        newest = NEWEST[cls.settings_name]
+        text = str(version) if type(version) in (int, float) else version
+        if type(version) is float and re.fullmatch(r"\d+\.\d", text):  # 0.20 arrives as 0.2
+            raise ConfigError(
+                "engine.version is read as a number, which loses zeros at its end",
+                given=text,
+                cure=f"put it in quotes: engine.version='\"{text}\"' or engine.version='\"{text}0\"'",
+            )
+        if text is not None and not (isinstance(text, str) and RELEASE.fullmatch(text)):
+            raise ConfigError(
+                f"engine.version names no release of {cls.label}",
+                given=repr(text) if isinstance(text, str) else text,
+                cure=f"numbers with dots, as engine.version='\"{newest}\"', the newest that is known",
+            )
+        return text
+
     @property
     def simulated_version(self) -> str:
         """The release that is simulated."""
-        return self.version or NEWEST[self.settings_name]
+        if self.version is None or is_newer(self.settings_name, self.version):
+            return NEWEST[self.settings_name]
+        return self.version
 
     @abstractmethod
     def told(self) -> dict[str, Any]:
@@ -164,6 +196,8 @@ class ScheduledEngine(StartedEngine):
     def simulated_from(self, model: Model, gpu: Gpu) -> str:
         """Return in words what is simulated, from which data, and how far off it is to be expected."""
         known = f"{self.label} {self.simulated_version}"
+        if is_newer(self.settings_name, self.version):
+            known += f" in place of {self.version}, which is newer than all that were measured"
         text = f"{known}, from operator times of its kernels and published measurements of today's engines"
         if gpu.profile is not None:
             text += f", with operators measured on the GPU itself, {_profiled(gpu).summary()}"

@@ -44,6 +44,7 @@ class SglangEngine(ScheduledEngine):
     label: ClassVar[str] = "SGLang"
     settings_name: ClassVar[EngineName] = "sglang"
     step_settings: ClassVar[tuple[str, str]] = ("chunked_prefill_size", "max_running_requests")
+    memory_settings: ClassVar[tuple[str, ...]] = ("mem_fraction_static", "reserve_gb_per_gpu")
     # Its /set_internal_state takes a cap on requests, below the one at start, but not on the pool of tokens.
     live_weight: ClassVar[bool] = False
     metrics: ClassVar[ServerMetrics] = ServerMetrics(

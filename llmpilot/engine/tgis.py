@@ -34,6 +34,7 @@ class TgisEngine(InferenceEngine):
     places: ClassVar[tuple[str, ...]] = ("simulated",)
     live_weight: ClassVar[bool] = True
     memory_is_allocated_at_start: ClassVar[bool] = False
+    memory_settings: ClassVar[tuple[str, ...]] = ("memory_utilization", "reserve_gb_per_gpu")
 
     calibration: str = "auto"
     memory_utilization: Share = 0.95
@@ -44,7 +45,12 @@ class TgisEngine(InferenceEngine):
     request_overhead_ms: NonNegative | None = None
 
     def memory(self, model: Model, gpu: Gpu) -> MemoryPlan:
-        """Return where the profile's memory goes under this engine."""
+        """Return where the profile's memory goes under this engine.
+
+        Raises:
+            ConfigError: the model's weights or KV cache are quantized, which this engine did not know.
+        """
+        _require_bf16(model)
         return plan_memory(
             model,
             gpu,
@@ -56,8 +62,10 @@ class TgisEngine(InferenceEngine):
         """Return the pair's calibration, and in words where it comes from.
 
         Raises:
-            ConfigError: `calibration` names a file that is no table of calibrations, or there is gpu.profile.
+            ConfigError: `calibration` names a file that is no table of calibrations, there is gpu.profile,
+                or the model is quantized.
         """
+        _require_bf16(model)
         if gpu.profile is not None:
             raise ConfigError(
                 "engine=tgis is simulated without operators: gpu.profile would change nothing",
@@ -113,6 +121,19 @@ class TgisEngine(InferenceEngine):
     def simulated_from(self, model: Model, gpu: Gpu) -> str:
         """Return in words where step times come from."""
         return f"IBM's TGIS of 2023, {self.calibrated(model, gpu)[1]}"
+
+
+def _require_bf16(model: Model) -> None:
+    for key, whose, form in (
+        ("precision", "weights are", model.precision),
+        ("kv_precision", "KV cache is", model.kv_format),
+    ):
+        if form != "bf16":
+            raise ConfigError(
+                "engine=tgis, the engine of 2023, has no step times of quantized models",
+                given=f"{model.name}, whose {whose} in {form}",
+                cure=f"engine=vllm, or {key}=bf16",
+            )
 
 
 @cache

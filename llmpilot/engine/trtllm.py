@@ -41,6 +41,7 @@ class TrtllmEngine(ScheduledEngine):
     label: ClassVar[str] = "TensorRT-LLM"
     settings_name: ClassVar[EngineName] = "trtllm"
     step_settings: ClassVar[tuple[str, str]] = ("max_num_tokens", "max_batch_size")
+    memory_settings: ClassVar[tuple[str, ...]] = ("kv_cache_free_gpu_memory_fraction", "reserve_gb_per_gpu")
     # Its /metrics tells of iterations in JSON; its Prometheus page has no gauge of requests.
     metrics: ClassVar[None] = None
     out_of_memory: ClassVar[re.Pattern[str]] = re.compile(

@@ -50,6 +50,7 @@ class VllmEngine(ScheduledEngine):
     label: ClassVar[str] = "vLLM"
     settings_name: ClassVar[EngineName] = "vllm"
     step_settings: ClassVar[tuple[str, str]] = ("max_num_batched_tokens", "max_num_seqs")
+    memory_settings: ClassVar[tuple[str, ...]] = ("gpu_memory_utilization", "reserve_gb_per_gpu")
     # KV blocks are allocated at start; /sleep and /wake_up (development mode) restore the same number.
     live_weight: ClassVar[bool] = False
     metrics: ClassVar[ServerMetrics] = VLLM_METRICS

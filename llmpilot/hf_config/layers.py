@@ -117,7 +117,7 @@ def layer_types(config: Config, family: Family) -> list[str]:
     if "hybrid_layer_pattern" in config:
         return [WINDOW if kind == 1 else FULL for kind in read_list(config, "hybrid_layer_pattern", n)]
     if family.layout == "mamba":
-        full = config.get("attn_layer_indices", [])
+        full = _layer_numbers(config, "attn_layer_indices")
         both = read_word(config, "model_type", "") == "falcon_h1"
         return ["both" if both else FULL if at in full else MAMBA for at in range(n)]
     every = family.full_every
@@ -132,8 +132,15 @@ def layer_types(config: Config, family: Family) -> list[str]:
     return [WINDOW if windowed and at >= first else FULL for at in range(n)]
 
 
+def _layer_numbers(config: Config, key: str) -> list[Any]:
+    numbers = config.get(key, [])
+    if not isinstance(numbers, list):
+        raise ConfigError(f"{key} is not possible", given=repr(numbers)[:80], cure="a list of layer numbers")
+    return numbers
+
+
 def _type_of(word: Any, config: Config) -> str:
-    if word not in TYPES:
+    if not isinstance(word, str) or word not in TYPES:
         raise not_understood(config, f"layer type {str(word)[:40]!r}")
     return TYPES[word]
 
@@ -162,11 +169,7 @@ def sparse_layers(config: Config) -> list[bool]:
     step = read_integer(config, "decoder_sparse_step", 1)
     step = read_integer(config, "interleave_moe_layer_step", step)
     every = read_integer(config, "moe_layer_freq", 1)
-    dense = config.get("mlp_only_layers", [])
-    if not isinstance(dense, list):
-        raise ConfigError(
-            "mlp_only_layers is not possible", given=repr(dense)[:80], cure="a list of layer numbers"
-        )
+    dense = _layer_numbers(config, "mlp_only_layers")
     return [at >= first and at not in dense and (at + 1) % step == 0 and at % every == 0 for at in range(n)]
 
 

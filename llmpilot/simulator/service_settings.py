@@ -177,6 +177,14 @@ def version_numbers(version: str | None) -> tuple[int, ...] | None:
     return tuple(int(part) for part in found[1].split(".")) if found else None
 
 
+def is_newer(engine: EngineName, version: str | None) -> bool:
+    """Whether a version is newer than the newest that the fitted factors know; a patch of that one is not."""
+    numbers, newest = version_numbers(version), version_numbers(NEWEST[engine])
+    if numbers is None or newest is None or numbers[0] >= 2000:  # a year, see is_of_2024
+        return False
+    return numbers[: len(newest)] > newest
+
+
 def is_of_2024(engine: EngineName, version: str | None) -> bool:
     """Whether a version is of 2024 or before: vLLM's first engine (until 0.7), TensorRT-LLM until 0.16.
 

@@ -166,8 +166,7 @@ def _batch_weight(cfg: DictConfig, engine: InferenceEngine, deployment: Place, h
     model, gpu = catalog.served_model(cfg), catalog.build_gpu(cfg.gpu)
     memory = deployment.memory(engine, model, gpu)
     if memory is not None and memory.kv_capacity_tokens < heaviest:
-        cure = _where_it_fits(partial(deployment.memory, engine), model, heaviest)
-        require_fit(model, gpu, memory, heaviest, cure=cure)
+        require_fit(model, gpu, memory, heaviest, cure=_room_for(deployment, engine, model, gpu, heaviest))
     if cfg.max_batch_weight is not None:
         return _given_weight(cfg, heaviest)
     default = engine.default_max_batch_weight(model, gpu)
@@ -184,6 +183,21 @@ def _given_weight(cfg: DictConfig, heaviest: int) -> int:
             cure=f"set max_batch_weight to {heaviest} or more, or leave it out for the engine's default",
         )
     return weight
+
+
+def _room_for(deployment: Place, engine: InferenceEngine, model: Model, gpu: Gpu, heaviest: int) -> str:
+    """Return how to mend that memory is too small: by the engine's share of it, or a larger profile."""
+    usual = engine.with_usual_memory()
+    now, then = deployment.memory(engine, model, gpu), deployment.memory(usual, model, gpu)
+    if now is None or then is None or then.usable_gb - then.reserve_gb <= now.usable_gb - now.reserve_gb:
+        return _where_it_fits(partial(deployment.memory, engine), model, heaviest)
+    set_to = {key: getattr(engine, key) for key in engine.memory_settings}
+    told = " ".join(
+        f"engine.{key}={value:g}" for key, value in set_to.items() if value != getattr(usual, key)
+    )
+    if then.kv_capacity_tokens >= heaviest:
+        return f"leave {told} out: with the engine's own default it fits"
+    return f"leave {told} out, and {_where_it_fits(partial(deployment.memory, usual), model, heaviest)}"
 
 
 def _where_it_fits(memory: Callable[[Model, Gpu], MemoryPlan | None], model: Model, heaviest: int) -> str:

@@ -44,6 +44,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
                 given=f"measurements={cfg.measurements} data={settings.data}",
                 cure="leave one of them out",
             )
+        if settings.refit:
+            raise ConfigError(
+                "refit fits TGIS anew on the paper's requests: a table of measurements is only judged by",
+                given=f"measurements={cfg.measurements} refit=true",
+                cure="leave refit out, or name the paper's requests in place of the table: "
+                "data=PATH/requests.parquet refit=true",
+            )
         return validate_measurements.run(cfg)
     if settings.data is None:
         raise ConfigError(

@@ -125,3 +125,16 @@ def test_calibrations_are_plain_values() -> None:
         assert isinstance(calibration, Calibration)
         assert 1_000 < calibration.max_batch_weight < 1_000_000
         assert 1 < calibration.decode_ms < 200
+
+
+def test_quantized_models_are_not_of_its_time() -> None:
+    llama = catalog.models()["llama_3_1_8b"]
+    for engine in (TgisEngine(), TgisEngine(calibration="physics")):
+        for ask in (engine.memory, engine.calibrated):
+            with pytest.raises(ConfigError, match="no step times of quantized") as wrong:
+                ask(llama.at_precision("fp8"), A100)
+            assert wrong.value.cure == "engine=vllm, or precision=bf16"
+            with pytest.raises(ConfigError, match="KV cache is in fp8") as wrong:
+                ask(llama.at_precision("bf16", "fp8"), A100)
+            assert wrong.value.cure == "engine=vllm, or kv_precision=bf16"
+        assert engine.memory(llama.at_precision("bf16", "bf16"), A100).kv_capacity_tokens > 0

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from llmpilot import catalog
 from llmpilot.config import MOST_SEED, Facts, Load, Sla, Tracking, VariableName, build, parse, parse_seed
+from llmpilot.engine.sglang import SglangEngine
 from llmpilot.errors import ConfigError
 from llmpilot.workload import load_workload
 
@@ -67,6 +68,20 @@ def test_impossible_values_name_key_value_and_cure(
         parse(schema, values, key)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(("given", "cure"), [(0, "greater than 0 or -1"), (0.5, "integer")])
+def test_a_value_of_several_types_is_named_by_its_key(given: float, cure: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(SglangEngine, {"chunked_prefill_size": given}, "engine")
+    assert caught.value.wrong == "engine.chunked_prefill_size is not possible"
+    assert cure in caught.value.cure
+    assert caught.value.cure.endswith("or -1")
+
+
+def test_a_key_within_a_value_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"load\.users\.1 is not possible"):
+        parse(Load, {"arrival": "closed", "users": [1, -2, -2]}, "load")
 
 
 def test_a_single_value_is_a_ladder_of_one() -> None:

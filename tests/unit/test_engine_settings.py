@@ -16,6 +16,7 @@ from llmpilot.engine.trtllm import TrtllmEngine
 from llmpilot.engine.vllm import VllmEngine
 from llmpilot.errors import ConfigError
 from llmpilot.simulator import Batch
+from llmpilot.simulator.service_settings import NEWEST
 
 MODEL, H100 = catalog.models()["llama_3_1_8b"], catalog.gpus()["h100"]
 MIXTURE = catalog.models()["qwen3_30b_a3b"]
@@ -137,6 +138,32 @@ def test_says_what_is_simulated_and_how_far_off(tmp_path, monkeypatch: pytest.Mo
     monkeypatch.undo()
     scheduled.expected_errors.cache_clear()
     assert "off by TPOT" in VllmEngine().simulated_from(MODEL, H100)  # by the file that ships
+
+
+@pytest.mark.parametrize("version", ["", "foo", "0.19.x", "0.19rc", "..", "0.2\n", True, float("nan"), [1]])
+def test_what_names_no_release_is_refused(made, version: object) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError, match=r"engine\.version names no release") as wrong:
+        made(version=version)
+    assert "engine.version='\"" in wrong.value.cure
+
+
+def test_a_release_may_be_a_number_unless_that_loses_zeros() -> None:
+    given = (None, 0.19, 2024, "0.20", "v0.5.6.post2", "1.2.0rc0.post1")
+    kept = [None, "0.19", "2024", "0.20", "v0.5.6.post2", "1.2.0rc0.post1"]
+    assert [VllmEngine(version=version).version for version in given] == kept
+    with pytest.raises(ConfigError, match="loses zeros") as wrong:
+        VllmEngine(version=0.20)
+    assert "engine.version='\"0.20\"'" in wrong.value.cure
+
+
+def test_the_newest_known_release_stands_in_for_newer_ones(made) -> None:  # type: ignore[no-untyped-def]
+    newest = NEWEST[made().settings_name]
+    said = made(version="99.1").simulated_from(MODEL, H100)
+    assert f"{newest} in place of 99.1, which is newer" in said
+    assert made(version="99.1").simulated_facts(MODEL, H100)["service"]["version"] == newest
+    patched = f"{newest}.1"
+    assert made(version=patched).simulated_version == patched
+    assert "in place of" not in made(version=patched).simulated_from(MODEL, H100)
 
 
 def test_precision_reaches_the_real_server(binary: str, tmp_path: Path) -> None:

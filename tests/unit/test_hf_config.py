@@ -181,6 +181,10 @@ def test_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
         derive(tmp_path, LLAMA | {"model_type": "brand_new"})
     with pytest.raises(ConfigError, match="layer type 'hyena'"):
         derive(tmp_path, LLAMA | {"layer_types": ["hyena"] * 32})
+    with pytest.raises(ConfigError, match="layer type \"\\['hyena'\\]\""):
+        derive(tmp_path, LLAMA | {"layer_types": [["hyena"]] * 32})
+    with pytest.raises(ConfigError, match="attn_layer_indices is not possible"):
+        derive(tmp_path, MODERN["ibm-ai-platform--Bamba-9B-v1"] | {"attn_layer_indices": 9})
 
 
 def without(key: str) -> dict[str, Any]:

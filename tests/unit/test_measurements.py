@@ -211,6 +211,16 @@ def test_words_and_numbers_of_odd_files_are_read() -> None:
     assert found["source_row"].tolist() == ["3", None]
 
 
+def test_a_yes_or_no_in_numbers_is_saved(tmp_path: Path) -> None:
+    numbers = [0, 1, -0.0, 1.0]
+    odd = pd.DataFrame([ROW] * 4).assign(disaggregated=numbers, attention_dp=numbers[::-1])
+    for made in (measurements_of(odd), Measurements(odd)):
+        save_measurements(made, tmp_path / "odd.parquet")
+        found = read_measurements(tmp_path / "odd.parquet").table
+        assert found["disaggregated"].tolist() == [False, True, False, True]
+        assert found["attention_dp"].tolist() == [True, False, True, False]
+
+
 ODD = st.one_of(
     st.none(),
     st.floats(),
