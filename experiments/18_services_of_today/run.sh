@@ -6,3 +6,4 @@ set -eu
 cd "$(dirname "$0")/../.."
 export PYTHONPATH=. OMP_NUM_THREADS=1
 "${PYTHON:-python}" experiments/18_services_of_today/build.py
+"${PYTHON:-python}" experiments/18_services_of_today/table.py
