@@ -9,6 +9,7 @@ from llmpilot.config import Facts
 Objective = Literal["e2e_ms.p50", "throughput_tok_s", "goodput_per_s", "cost_per_million_output_tokens"]
 
 COST: Objective = "cost_per_million_output_tokens"
+GOODPUT: Objective = "goodput_per_s"
 MAXIMIZED: tuple[Objective, ...] = ("throughput_tok_s", "goodput_per_s")
 
 PLACE = ("storage", "study", "stale_after_s")

@@ -16,7 +16,7 @@ from llmpilot.simulator import VirtualService
 from llmpilot.tune.corners import corner_cases
 from llmpilot.tune.live import Services
 from llmpilot.tune.plan import FEASIBLE, REPEAT, Question
-from llmpilot.tune.settings import COST, Tuner
+from llmpilot.tune.settings import COST, GOODPUT, Tuner
 
 Limit = Callable[[int], float | None]
 """Users -> the cost beyond which a trial has no hope of being the best; None: go on."""
@@ -198,6 +198,9 @@ class _Trial:
                 return None  # it takes the ladder
             best = metrics.last_within_sla(self._levels, self._sla)
             return metrics.cost_per_million_output_tokens(best, self._cost_per_hour)
+        if self._settings.objective == GOODPUT and not metrics.meets_sla(self._levels[-1], self._sla):
+            # Requests are judged by their mean gap each; what the SLA says of a percentile, by all of them.
+            return 0.0
         name, _, statistic = self._settings.objective.partition(".")
         figure = self._levels[-1][name]
         value = figure[statistic] if statistic else figure
