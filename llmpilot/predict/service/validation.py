@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from llmpilot.config import Model
-from llmpilot.dataset.measurements import BATCH, TODAY, Measurements
+from llmpilot.dataset.measurements import BATCH, Measurements
 from llmpilot.dataset.shipped import shipped_measurements
 from llmpilot.predict.service.batches import Batches, at_once, fit_batches, tabulated_batches
 from llmpilot.predict.service.first_token import FirstToken, Key, fit_all, overhead_of
@@ -460,8 +460,3 @@ def _stated(row: pd.Series, metric: str) -> tuple[str | None, float | None]:
                 middle = (1.0 + (row["length_min_share"] if pd.notna(row["length_min_share"]) else 1.0)) / 2
                 return "mean", float(ttft + tpot * max(0.0, middle * row["output_tokens"] - 1.0))
     return None, None
-
-
-def judged_today(measurements: Measurements) -> NDArray[np.bool_]:
-    """Return which rows are of today's engines [n]."""
-    return np.asarray(measurements.table["engine"].isin(TODAY), dtype=bool)
