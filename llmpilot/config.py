@@ -280,6 +280,24 @@ class Model(Facts):
         return self.parameters_b * 1e9 * self.weight_bytes_per_parameter
 
 
+Statistic = Literal["p50", "p90", "p95", "p99", "mean"]
+LATENCIES = ("ttft_ms", "nttft_ms", "itl_ms", "tpot_ms", "e2e_ms")
+
+
+class Limit(Facts):
+    """One limit of an SLA: a statistic of a latency is at most `limit_ms` (nTTFT: ms per input token)."""
+
+    latency: Literal["ttft_ms", "nttft_ms", "itl_ms", "tpot_ms", "e2e_ms"]
+    statistic: Statistic
+    limit_ms: PositiveFloat
+
+    @property
+    def label(self) -> str:
+        """`TTFT p95 <= 1000 ms`: how messages and tables write it."""
+        name = {"nttft_ms": "nTTFT"}.get(self.latency, self.latency.removesuffix("_ms").upper())
+        return f"{name} {self.statistic} <= {self.limit_ms:g} ms"
+
+
 class Sla(Facts):
     """The latency promise: limits on the `percentile` of each level's latencies; null means no limit."""
 
@@ -290,6 +308,15 @@ class Sla(Facts):
     e2e_ms: PositiveFloat | None = None
     percentile: Literal[50, 90, 95, 99] = 50
     max_failure_rate: Share = 0.01
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """The limits that are set."""
+        return tuple(
+            Limit(latency=name, statistic=f"p{self.percentile}", limit_ms=value)
+            for name in LATENCIES
+            if (value := getattr(self, name)) is not None
+        )
 
 
 def _as_list(value: Any) -> Any:

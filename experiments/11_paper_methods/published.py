@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from llmpilot.dataset import published
-from llmpilot.predict.decision import Need, take_at_face_value
+from llmpilot.predict.decision import Need, choose
 from llmpilot.predict.paper.published import FILES, MEASURED_FIRST, REFERENCES, published_predictions
 from llmpilot.predict.paper.static import policies
 from llmpilot.predict.scores import grid_of, judge, mean_score, score, truth_of
@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
         predictions = published_predictions(folder, name, data)
 
         def scored(need: Need, predictions=predictions):
-            chosen = {llm: take_at_face_value(said, need) for llm, said in predictions.items()}
+            chosen = {llm: choose(said, need) for llm, said in predictions.items()}
             return score([judge(choice, truths[llm], need) for llm, choice in chosen.items()])
 
         paper, grid = scored(PAPER), mean_score(scored(need) for need in GRID)

@@ -1,13 +1,14 @@
-"""From predicted latencies to a choice: which GPU profile, and how many pods of it.
+"""The one rule of decision: from what each option can take, in joint draws, to which to take and how many.
 
-Two rules. Without uncertainty, the paper's: take the prediction for the truth, and the cheapest deployment
-that then suffices. With joint draws of what may be true, the deployment that promises the largest expected
-utility, where overspending costs as much as the S/O score makes it cost.
+`task=recommend`, the served model, `task=evaluate` and the champion's gate all decide here. An option is a
+service on a GPU profile; what one pod of it takes may be counted in users, requests/s or tokens/s, whatever
+the load to carry is counted in. Each option is judged by its own draws alone: what is said of it does not
+depend on which others there are.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, inf
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,21 +17,19 @@ from llmpilot.config import Gpu
 from llmpilot.predict.prediction import Prediction
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
-LEAST_PROBABILITY = 0.02
-"""A deployment that succeeds in a smaller share of the draws is never taken."""
-MOST_OVERSPEND = 4.0
-"""Overspending counts up to this multiple of the best price."""
-SUCCESS_WORTH = 0.9
-"""What one success is worth, in overspend: to first order, what the S/O score makes of it. From its slopes in
-S and O follows E^2 / S + 1 - E, E = 1 - O; that is 0.91 at S 90% and O 20%, and 1 wherever S = E."""
+CERTAINTY_WORTH = 0.8
+"""How many percent more are paid for one percent more of the probability that the promise is kept, where no
+largest risk is given. 1 is the least cost of a kept promise; chosen by nested evaluation
+(experiments/19_recommendations)."""
 LUCK_SEED = 20241117
 """Of the draws of which services lose requests: fixed, so that one prediction gives one choice."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a service must do: for so many users at once, medians within these limits [ms].
+    """The paper's promise: for so many users at once, medians within these limits [ms].
 
     With `count_failures`, at most 1% of the requests may fail too.
     """
@@ -58,6 +57,67 @@ class Choice:
         return self.pods * self.profile.cost_per_hour
 
 
+@dataclass(frozen=True)
+class Deployments:
+    """Of each option the deployment to take [options], and the options in order, best first.
+
+    `pods` is 0 where no number of pods will do; `probability` is that of keeping the promise with these pods;
+    `score` is what options are compared by, infinite where none will do.
+    """
+
+    pods: Ints
+    probability: Floats
+    score: Floats
+    order: Ints
+
+    @property
+    def best(self) -> int | None:
+        """The option to take; None: nothing will do."""
+        first = int(self.order[0]) if len(self.order) else None
+        return first if first is not None and np.isfinite(self.score[first]) else None
+
+
+def decide(
+    capacity: Floats,
+    price_per_hour: Floats,
+    load: float,
+    risk: float | None = None,
+    most_pods: Floats | None = None,
+) -> Deployments:
+    """Return which deployment carries the load, for every option and over all.
+
+    `capacity` [draws, options] is what one pod takes within the SLA in each draw of what may be true, 0 for
+    nothing; `price_per_hour` [options] is that of a pod; `most_pods` [options] caps the number of pods.
+
+    With `risk`, the largest probability with which the promise may be broken, an option needs the fewest pods
+    that keep it with 1 - risk, and the cheapest option is best, of equals the surest. Without, price and
+    certainty are weighed: best is the least price / probability ^ CERTAINTY_WORTH.
+    """
+    draws, options = capacity.shape
+    with np.errstate(divide="ignore"):
+        needed = np.ceil(np.where(capacity > 0, load / np.maximum(capacity, 1e-300), inf) * (1 - 1e-9))
+    needed = np.sort(np.maximum(needed, 1.0), axis=0)
+    # The last of equal numbers of pods has the probability of all of them.
+    probability = np.repeat((np.arange(draws)[:, None] + 1.0) / draws, options, axis=1)
+    allowed = np.isfinite(needed)
+    if most_pods is not None:
+        allowed &= needed <= most_pods
+    cost = np.where(allowed, needed, 1.0) * price_per_hour
+    if risk is None:
+        # Of equal scores the surer deployment: a hair of certainty decides.
+        scores = np.where(allowed, cost / probability**CERTAINTY_WORTH, inf)
+    else:
+        scores = np.where(allowed & (probability >= 1 - risk - 1e-12), cost, inf)
+    # The last of equal scores in a column is the surest.
+    row = draws - 1 - np.argmin(scores[::-1], axis=0)
+    at = np.arange(options)
+    score = scores[row, at]
+    pods = np.where(np.isfinite(score), needed[row, at], 0).astype(np.int64)
+    kept = np.where(np.isfinite(score), (needed <= np.maximum(pods, 1)).mean(axis=0), 0.0)
+    order = np.lexsort((at, -kept, np.round(score, 9)))
+    return Deployments(pods, kept, score, order)
+
+
 def users_max(within: NDArray[np.bool_], users: Sequence[int]) -> Ints:
     """Return the last user count, going up, before the first that is not within the limits; 0 for none.
 
@@ -67,54 +127,26 @@ def users_max(within: NDArray[np.bool_], users: Sequence[int]) -> Ints:
     return np.asarray(np.concatenate([[0], np.asarray(users, dtype=np.int64)])[kept])
 
 
-def choose(prediction: Prediction, need: Need) -> Choice | None:
-    """Return the deployment to take; None if none is expected to do."""
-    return take_at_face_value(prediction, need) if prediction.draws is None else weigh(prediction, need)
+def choose(prediction: Prediction, need: Need, risk: float | None = None) -> Choice | None:
+    """Return the deployment to take, on the ladder of users that was measured; None: nothing will do.
 
-
-def take_at_face_value(prediction: Prediction, need: Need) -> Choice | None:
-    """Return the cheapest deployment that suffices if the prediction is the truth; the first of equals."""
-    within = (prediction.nttft_ms <= need.nttft_ms) & (prediction.itl_ms <= need.itl_ms)
-    if need.count_failures and prediction.failing is not None:
-        within &= prediction.failing <= 0.5
-    best: Choice | None = None
-    for profile, most in zip(prediction.profiles, users_max(within, prediction.users), strict=True):
-        if most:
-            option = Choice(profile, ceil(need.users / int(most)))
-            if best is None or option.cost_per_hour < best.cost_per_hour:
-                best = option
-    return best
-
-
-def weigh(prediction: Prediction, need: Need) -> Choice | None:
-    """Return the deployment with the largest mean utility over the draws.
-
-    A deployment that succeeds is worth SUCCESS_WORTH minus its relative overspend over the cheapest that
-    would have succeeded in that draw; one that fails is worth nothing.
+    A prediction without draws is taken for the truth: it is the only draw.
     """
-    most = _drawn_users_max(prediction, need)  # [draw, profile]
+    capacity = drawn_users_max(prediction, need).astype(np.float64)
     prices = np.array([profile.cost_per_hour for profile in prediction.profiles])
-    with np.errstate(divide="ignore"):
-        cost = np.where(most > 0, np.ceil(need.users / np.maximum(most, 1)) * prices, inf)
-    best = cost.min(axis=1)
-    best_utility = SUCCESS_WORTH * float(np.mean(~np.isfinite(best)))  # of answering that nothing will do
-    choice: Choice | None = None
-    for users_per_pod in prediction.users:
-        pods = ceil(need.users / users_per_pod)
-        success = pods * most >= need.users
-        overspend = np.minimum(pods * prices / best[:, None] - 1, MOST_OVERSPEND)
-        utility = (success * (SUCCESS_WORTH - overspend)).mean(axis=0)
-        utility[success.mean(axis=0) < LEAST_PROBABILITY] = -inf
-        at = int(np.argmax(utility))
-        if utility[at] > best_utility:
-            best_utility, choice = float(utility[at]), Choice(prediction.profiles[at], pods)
-    return choice
+    found = decide(capacity, prices, need.users, risk)
+    best = found.best
+    return None if best is None else Choice(prediction.profiles[best], int(found.pods[best]))
 
 
-def _drawn_users_max(prediction: Prediction, need: Need) -> Ints:
+def drawn_users_max(prediction: Prediction, need: Need) -> Ints:
     """Return u_max in every draw, [draw, profile]."""
     draws = prediction.draws
-    assert draws is not None
+    if draws is None:
+        within = (prediction.nttft_ms <= need.nttft_ms) & (prediction.itl_ms <= need.itl_ms)
+        if need.count_failures and prediction.failing is not None:
+            within &= prediction.failing <= 0.5
+        return users_max(within, prediction.users)[None]
     within = draws.logs("nttft_ms") <= np.log(need.nttft_ms)
     within &= draws.logs("itl_ms") <= np.log(need.itl_ms)
     if need.count_failures and prediction.failing is not None:

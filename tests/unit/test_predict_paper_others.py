@@ -13,7 +13,7 @@ from paper_data import FOLDER, four_llms, needs_data, predictor
 
 from llmpilot.dataset import Dataset, DatasetError, published
 from llmpilot.errors import ConfigError
-from llmpilot.predict.decision import Choice, Need, take_at_face_value
+from llmpilot.predict.decision import Choice, Need, choose
 from llmpilot.predict.paper import networks
 from llmpilot.predict.paper.factorize import Problems, Settings, factorize
 from llmpilot.predict.paper.morphling import two_layers
@@ -214,8 +214,7 @@ def test_the_published_predictions_score_as_published(name: str, data: Dataset) 
     predictions = published_predictions(folder, name, data)
     assert len(predictions) == 10
     outcomes = [
-        judge(take_at_face_value(prediction, NEED), truth_of(data, llm), NEED)
-        for llm, prediction in predictions.items()
+        judge(choose(prediction, NEED), truth_of(data, llm), NEED) for llm, prediction in predictions.items()
     ]
     ours = score(outcomes)
     assert 100 * ours.success_rate == pytest.approx(expected["success_rate"], abs=1e-9)
