@@ -30,6 +30,7 @@ from llmpilot.files import require_apart, require_writable, write_result
 from llmpilot.hub_overrides import name_options
 from llmpilot.runfolder import ROOT
 from llmpilot.secrets import redact, secret_values
+from llmpilot.sla_overrides import force_statistics
 from llmpilot.sweep import Sweep
 from llmpilot.tracking_store import sqlite_file
 from llmpilot.tune.study import beside
@@ -73,6 +74,7 @@ def run(arguments: list[str]) -> int:
     try:
         _refuse_null_groups(sys.argv[1:])
         _refuse_what_was_renamed(sys.argv[1:])
+        sys.argv[1:] = force_statistics(sys.argv[1:])
         _hydra_main(state)
         if state.error is not None:
             raise state.error

@@ -4,7 +4,8 @@ Hydra composes plain dictionaries; `parse` turns a part of them into one of thes
 raises a ConfigError that names key, value and cure.
 """
 
-from typing import Annotated, Any, Literal, TypeVar
+from math import inf, nan
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
@@ -12,9 +13,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
+    PlainValidator,
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -281,6 +284,7 @@ class Model(Facts):
 
 
 Statistic = Literal["p50", "p90", "p95", "p99", "mean"]
+STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
 LATENCIES = ("ttft_ms", "nttft_ms", "itl_ms", "tpot_ms", "e2e_ms")
 
 
@@ -292,31 +296,112 @@ class Limit(Facts):
     limit_ms: PositiveFloat
 
     @property
+    def promise(self) -> str:
+        """`TTFT <= 1000 ms`: the limit where the statistic is said once for several."""
+        return f"{self._name} <= {self.limit_ms:g} ms"
+
+    @property
     def label(self) -> str:
         """`TTFT p95 <= 1000 ms`: how messages and tables write it."""
-        name = {"nttft_ms": "nTTFT"}.get(self.latency, self.latency.removesuffix("_ms").upper())
-        return f"{name} {self.statistic} <= {self.limit_ms:g} ms"
+        return f"{self._name} {self.statistic} <= {self.limit_ms:g} ms"
+
+    @property
+    def _name(self) -> str:
+        return {"nttft_ms": "nTTFT"}.get(self.latency, self.latency.removesuffix("_ms").upper())
+
+    @property
+    def percentile(self) -> int:
+        """The percentile that it is on; the mean counts as the median: both lie amid the requests."""
+        return 50 if self.statistic == "mean" else int(self.statistic.removeprefix("p"))
+
+
+def _limits_of_latency(given: Any, info: ValidationInfo) -> float | dict[Statistic, float] | None:
+    """Return what an SLA says of one latency: a number, or a number for each statistic, in their order."""
+    key = f"sla.{info.field_name}"
+    if not isinstance(given, dict):
+        return None if given is None else _limit_ms(given, key)
+    example = f"{key}.p95=1000, or {key}=1000 for the statistic that sla.percentile names"
+    if not given:
+        raise ConfigError(f"{key} names no statistic", given="{}", cure=f"{example}; null for no limit")
+    if unknown := [name for name in map(str, given) if name not in STATISTICS]:
+        hint = did_you_mean(f"p{unknown[0]}" if unknown[0].isdigit() else unknown[0], STATISTICS)
+        raise ConfigError(
+            f"{key}.{unknown[0]} is no statistic of a latency",
+            given=given.get(unknown[0], given),
+            cure=f"{hint}there are {', '.join(STATISTICS)}",
+        )
+    limits = {
+        name: _limit_ms(given[name], f"{key}.{name}") for name in STATISTICS if given.get(name) is not None
+    }
+    return limits or None
+
+
+def _limit_ms(given: Any, key: str) -> float:
+    try:
+        limit = nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError):
+        limit = nan
+    if not 0 < limit < inf:
+        raise ConfigError(
+            f"{key} is not possible", given=given, cure="give a finite number greater than 0, in ms, or null"
+        )
+    return limit
+
+
+Limited = Annotated[float | dict[Statistic, float] | None, PlainValidator(_limits_of_latency)]
 
 
 class Sla(Facts):
-    """The latency promise: limits on the `percentile` of each level's latencies; null means no limit."""
+    """The latency promise: limits on statistics of each level's latencies; null means no limit.
 
-    nttft_ms: PositiveFloat | None = 100.0
-    itl_ms: PositiveFloat | None = 50.0
-    ttft_ms: PositiveFloat | None = None
-    tpot_ms: PositiveFloat | None = None
-    e2e_ms: PositiveFloat | None = None
-    percentile: Literal[50, 90, 95, 99] = 50
+    A latency has a number, which limits the statistic that `percentile` names, or a number for each of some
+    statistics: {"p50": 300, "p99": 2000}. All limits hold at once.
+    """
+
+    nttft_ms: Limited = 100.0
+    itl_ms: Limited = 50.0
+    ttft_ms: Limited = None
+    tpot_ms: Limited = None
+    e2e_ms: Limited = None
+    percentile: Literal[50, 90, 95, 99, "mean"] = 50
     max_failure_rate: Share = 0.01
 
     @property
     def limits(self) -> tuple[Limit, ...]:
-        """The limits that are set."""
+        """The limits that are set, by latency and then by statistic."""
+        return tuple(limit for latency in LATENCIES for limit in self.limits_on(latency))
+
+    def limits_on(self, latency: str) -> tuple[Limit, ...]:
+        """Return the limits on one latency, none or several."""
+        given = getattr(self, latency)
+        if given is None:
+            return ()
+        by_statistic = given if isinstance(given, dict) else {self.statistic: given}
         return tuple(
-            Limit(latency=name, statistic=f"p{self.percentile}", limit_ms=value)
-            for name in LATENCIES
-            if (value := getattr(self, name)) is not None
+            Limit.model_validate({"latency": latency, "statistic": statistic, "limit_ms": limit_ms})
+            for statistic, limit_ms in by_statistic.items()
         )
+
+    @property
+    def statistic(self) -> Statistic:
+        """The statistic that a number alone limits."""
+        names: dict[int | str, Statistic] = {50: "p50", 90: "p90", 95: "p95", 99: "p99", "mean": "mean"}
+        return names[self.percentile]
+
+    @property
+    def strictest_percentile(self) -> int:
+        """The highest percentile with a limit: it wants the most requests. Without any, `percentile`."""
+        default = 50 if self.percentile == "mean" else self.percentile
+        return max((limit.percentile for limit in self.limits), default=default)
+
+    @property
+    def label(self) -> str:
+        """`nTTFT <= 100 ms, ITL <= 50 ms at p50`; where the statistics differ, each behind its latency."""
+        limits = self.limits
+        statistics = {limit.statistic for limit in limits}
+        if len(statistics) == 1:
+            return f"{', '.join(limit.promise for limit in limits)} at {limits[0].statistic}"
+        return ", ".join(limit.label for limit in limits) or "no latency limit"
 
 
 def _as_list(value: Any) -> Any:

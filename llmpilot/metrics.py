@@ -9,23 +9,22 @@ throughput counts what happened within the window, whenever it was sent.
 A window can be too short to say anything (`window_problem`). A percentile p of n requests is one of their
 order statistics, whose rank is binomial; fewer than BEYOND = 10 requests expected on either side of it, and
 the rank's own spread decides the figure (the rule by which a binomial is near normal, n min(p, 1-p) >= 10):
-20 requests for a median, 1,000 for a p99. And rates count completions: a window of w mean latencies sees
-floor(w) or ceil(w) of each user's requests, so below w = 3 where its edges fall decides a third or more.
+20 requests for a median or a mean, 1,000 for a p99. The highest percentile that the SLA limits decides.
+And rates count completions: a window of w mean latencies sees floor(w) or ceil(w) of each user's requests,
+so below w = 3 where its edges fall decides a third or more.
 """
 
-from math import ceil, fsum
+from math import ceil, fsum, inf
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmpilot.config import Sla
+from llmpilot.config import LATENCIES, STATISTICS, Sla
 from llmpilot.loadtest import Records
 from llmpilot.loadtest.server_samples import ServerSamples
 
 PERCENTILES = (50, 90, 95, 99)
-LATENCIES = ("ttft_ms", "nttft_ms", "itl_ms", "tpot_ms", "e2e_ms")
-STATISTICS = (*(f"p{p}" for p in PERCENTILES), "mean")
 RATES = (
     "requests_per_s",
     "goodput_per_s",
@@ -115,12 +114,13 @@ def window_problem(window_s: float, ended: int, e2e_mean_s: float, sla: Sla) -> 
 
     `ended` requests of those sent in the window came to an end, well or not.
     """
-    needed = ceil(BEYOND / (1 - max(sla.percentile, 50) / 100) - 1e-9)
+    percentile = sla.strictest_percentile
+    needed = ceil(BEYOND / (1 - percentile / 100) - 1e-9)
     problems = []
     least_s = LATENCIES_IN_WINDOW * e2e_mean_s
     needed_s = max(window_s, least_s)
     if ended < needed:
-        problems.append(f"{ended} of the requests sent in it ended, and a p{sla.percentile} wants {needed}")
+        problems.append(f"{ended} of the requests sent in it ended, and a p{percentile} wants {needed}")
         needed_s = max(needed_s, window_s * needed / max(ended, 1))
     if window_s < least_s:
         lasts = f"{window_s / e2e_mean_s:.1f} mean request latencies"
@@ -175,15 +175,11 @@ def _statistics_us(values_us: NDArray[np.int64]) -> dict[str, float | None]:
 
 
 def meets_sla(level: Level, sla: Sla) -> bool:
-    """Whether a level keeps every limit at the SLA's percentile, and the failure rate."""
+    """Whether a level keeps every limit on a statistic of a latency, and the failure rate."""
     if level["requests_ok"] == 0 or level["failure_rate"] > sla.max_failure_rate:
         return False
-    for latency in LATENCIES:
-        limit = getattr(sla, latency)
-        value = level[latency][f"p{sla.percentile}"]
-        if limit is not None and value is not None and value > limit:
-            return False
-    return True
+    figures = ((level[limit.latency][limit.statistic], limit.limit_ms) for limit in sla.limits)
+    return all(figure is None or figure <= limit_ms for figure, limit_ms in figures)
 
 
 def last_within_sla(levels: list[Level], sla: Sla) -> Level | None:
@@ -206,14 +202,19 @@ def cost_per_million_output_tokens(level: Level | None, cost_per_hour: float | N
 def _within_sla(
     sla: Sla, requests_ms: dict[str, NDArray[np.float64]], gap_counts: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Whether each request by itself kept the limits; its ITL is judged by its mean gap."""
-    limits = {name: getattr(sla, name) for name in requests_ms}
-    if sla.itl_ms is not None:
-        limits["tpot_ms"] = min(sla.itl_ms, sla.tpot_ms or sla.itl_ms)
+    """Whether each request by itself kept the limits; its ITL is judged by its mean gap.
+
+    Of several limits on a latency (p50 <= 300, p99 <= 2000 ms) the largest counts: a request may be as slow
+    as the slowest that the SLA has in mind.
+    """
+    largest = {
+        name: max((limit.limit_ms for limit in sla.limits_on(name)), default=inf) for name in LATENCIES
+    }
+    limits = {name: largest[name] for name in requests_ms}
+    limits["tpot_ms"] = min(largest["tpot_ms"], largest["itl_ms"])
     kept = np.ones(len(gap_counts), dtype=bool)
     for name, values in requests_ms.items():
-        if limits[name] is not None:
-            kept &= (values <= limits[name]) | ((name == "tpot_ms") & (gap_counts == 0))
+        kept &= (values <= limits[name]) | ((name == "tpot_ms") & (gap_counts == 0))
     return kept
 
 

@@ -14,11 +14,11 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from llmpilot import interrupts
-from llmpilot.config import DEFAULT_TRACKING_URI, Tracking
+from llmpilot.config import DEFAULT_TRACKING_URI, LATENCIES, STATISTICS, Tracking
 from llmpilot.console import note
 from llmpilot.errors import TrackingError
 from llmpilot.files import to_json, write_text
-from llmpilot.metrics import LATENCIES, RATES, STATISTICS, Level
+from llmpilot.metrics import RATES, Level
 from llmpilot.runfolder import RunFolder
 from llmpilot.secrets import redact
 from llmpilot.tracking_store import check_reachable, connect

@@ -17,8 +17,8 @@ from typing import Any
 
 import pandas as pd
 
-from llmpilot import metrics, tracking
-from llmpilot.config import Gpu, Model, Tracking, parse
+from llmpilot import tracking
+from llmpilot.config import LATENCIES, STATISTICS, Gpu, Model, Tracking, parse
 from llmpilot.dataset.conversion import gpu_option, model_id
 from llmpilot.dataset.facts import keyed, known_gpus, known_models, single
 from llmpilot.dataset.hardware import runs_on
@@ -268,8 +268,8 @@ def _setting(params: dict[str, str], column: str) -> Any:
 def _all_figures(level: dict[str, Any]) -> dict[str, Any]:
     figures = {
         f"{latency}_{statistic}": level[latency][statistic]
-        for latency in metrics.LATENCIES
-        for statistic in metrics.STATISTICS
+        for latency in LATENCIES
+        for statistic in STATISTICS
     }
     return figures | {
         "throughput_req_s": level["requests_per_s"],

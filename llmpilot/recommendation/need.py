@@ -2,10 +2,12 @@
 
 from math import inf
 
-from llmpilot.config import Sla
+from llmpilot.config import Limit, Sla
 from llmpilot.errors import ConfigError
 from llmpilot.predict.decision import Need
 from llmpilot.predict.prediction import FAILURES_ALLOWED
+
+PREDICTED = ("nttft_ms", "itl_ms")
 
 
 def need_of(users: int, sla: Sla) -> Need:
@@ -16,24 +18,7 @@ def need_of(users: int, sla: Sla) -> Need:
     Raises:
         ConfigError: the SLA has a limit that predictions say nothing about, or none that they do.
     """
-    if sla.percentile != 50:
-        raise ConfigError(
-            "predictions are of medians: there is none of other percentiles",
-            given=f"sla.percentile={sla.percentile}",
-            cure="sla.percentile=50; a characterization measures percentiles of a service that runs",
-        )
-    for key in ("ttft_ms", "tpot_ms", "e2e_ms"):
-        limit = getattr(sla, key)
-        if limit is not None:
-            raise ConfigError(
-                f"predictions are of nTTFT and ITL: there is none of {key}",
-                given=f"sla.{key}={limit:g}",
-                cure=f"sla.{key}=null, and limits of sla.nttft_ms and sla.itl_ms",
-            )
-    if sla.nttft_ms is None and sla.itl_ms is None:
-        raise ConfigError(
-            "the SLA has no limit: every service keeps it", cure="set sla.nttft_ms or sla.itl_ms or both"
-        )
+    limits = median_limits(sla)
     if sla.max_failure_rate not in (FAILURES_ALLOWED, 1.0):
         raise ConfigError(
             f"predictions tell only whether more than {FAILURES_ALLOWED:.0%} of the requests fail",
@@ -42,7 +27,37 @@ def need_of(users: int, sla: Sla) -> Need:
         )
     return Need(
         users=users,
-        nttft_ms=inf if sla.nttft_ms is None else sla.nttft_ms,
-        itl_ms=inf if sla.itl_ms is None else sla.itl_ms,
+        nttft_ms=limits.get("nttft_ms", inf),
+        itl_ms=limits.get("itl_ms", inf),
         count_failures=sla.max_failure_rate == FAILURES_ALLOWED,
     )
+
+
+def median_limits(sla: Sla) -> dict[str, float]:
+    """Return the limits on the medians of nTTFT and ITL: one or both.
+
+    Raises:
+        ConfigError: there is another limit, or none.
+    """
+    others = [limit for limit in sla.limits if limit.latency not in PREDICTED or limit.statistic != "p50"]
+    if others:
+        raise ConfigError(
+            "predictions are of the medians of nTTFT and ITL: there is none of other limits",
+            given=" ".join(dict.fromkeys(typed for limit in others for typed in _as_typed(limit, sla))),
+            cure="limit sla.nttft_ms and sla.itl_ms at sla.percentile=50; a characterization measures all "
+            "percentiles of a service that runs",
+        )
+    if not sla.limits:
+        raise ConfigError(
+            "the SLA has no limit: every service keeps it", cure="set sla.nttft_ms or sla.itl_ms or both"
+        )
+    return {limit.latency: limit.limit_ms for limit in sla.limits}
+
+
+def _as_typed(limit: Limit, sla: Sla) -> list[str]:
+    """Return the overrides that give a limit: its statistic is its own, or that of the whole SLA."""
+    key = f"sla.{limit.latency}"
+    if isinstance(getattr(sla, limit.latency), dict):
+        return [f"{key}.{limit.statistic}={limit.limit_ms:g}"]
+    usual = [] if sla.percentile == 50 else [f"sla.percentile={sla.percentile}"]
+    return [*usual, f"{key}={limit.limit_ms:g}"]

@@ -4,7 +4,7 @@ import html
 from collections.abc import Callable
 from typing import Any
 
-from llmpilot.metrics import STATISTICS
+from llmpilot.config import STATISTICS
 from llmpilot.report.words import (
     COLOURS,
     LATENCY_LABELS,
@@ -12,11 +12,12 @@ from llmpilot.report.words import (
     conclusion,
     dollars_per_million,
     figure_of,
-    limit_of,
     mark,
     per_dollar,
     server_figure,
     short_windows,
+    shown_statistics,
+    sla_of,
     title,
 )
 
@@ -47,7 +48,7 @@ def page(result: Result) -> str:
         levels = [level for level in result["levels"] if level[latency]["p50"] is not None]
         scale = scales.get(index)
         x = [level["level"] if scale is None else level["throughput_tok_s"] * scale for level in levels]
-        for stat, colour in COLOURS.items():
+        for stat in shown_statistics(result, latency):
             figure.add_trace(
                 go.Scatter(
                     x=x,
@@ -55,7 +56,7 @@ def page(result: Result) -> str:
                     name=stat,
                     legendgroup=stat,
                     showlegend=index == 0,
-                    line={"color": colour},
+                    line={"color": COLOURS[stat]},
                     mode="lines+markers",
                     customdata=[[level["level"], level["throughput_tok_s"]] for level in levels],
                     hovertemplate=f"%{{customdata[0]}} {result['level_unit']}: %{{y:.4g}} ms, "
@@ -66,8 +67,10 @@ def page(result: Result) -> str:
         figure.update_yaxes(type="log", **where)
         if scale is None:
             figure.update_xaxes(type="log", tickvals=x, ticktext=[f"{tick:g}" for tick in x], **where)
-            if limit_of(result, latency) is not None:
-                figure.add_hline(y=limit_of(result, latency), line_dash="dash", line_color="black", **where)
+            for limit in sla_of(result).limits_on(latency):
+                figure.add_hline(
+                    y=limit.limit_ms, line_dash="dash", line_color=COLOURS[limit.statistic], **where
+                )
     figure.update_layout(height=1050, margin={"t": 60, "b": 40})
     charts = figure.to_html(full_html=False, include_plotlyjs=True, div_id="charts")
     return PAGE.format(

@@ -4,21 +4,30 @@ from pathlib import Path
 from typing import Any
 
 from llmpilot.files import replacing
-from llmpilot.report.words import COLOURS, LATENCY_LABELS, Result, limit_of, per_dollar, series, title
+from llmpilot.report.words import (
+    COLOURS,
+    LATENCY_LABELS,
+    Result,
+    per_dollar,
+    series,
+    shown_statistics,
+    sla_of,
+    title,
+)
 
 
 def plot_latency(result: Result, path: Path) -> None:
-    """Latency percentiles over the load, one panel per latency, the SLA's limit dashed."""
+    """Latency percentiles over the load, one panel a latency; limits dashed, in their statistic's colour."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7), layout="constrained")
     ticks = [level["level"] for level in result["levels"]]
     for axes, (latency, label) in zip(figure.subplots(2, 2).flat, LATENCY_LABELS.items(), strict=True):
-        for stat, colour in COLOURS.items():
-            axes.plot(*series(result, latency, stat), marker="o", label=stat, color=colour)
-        limit = limit_of(result, latency)
-        if limit is not None:
-            axes.axhline(limit, color="black", linestyle="--", label=f"SLA, p{result['sla']['percentile']}")
+        for stat in shown_statistics(result, latency):
+            axes.plot(*series(result, latency, stat), marker="o", label=stat, color=COLOURS[stat])
+        for limit in sla_of(result).limits_on(latency):
+            dashed = {"color": COLOURS[limit.statistic], "linestyle": "--"}
+            axes.axhline(limit.limit_ms, label=f"SLA, {limit.statistic}", **dashed)
         _label(axes, result["level_unit"], label, series(result, latency, "p50")[1])
         axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

@@ -3,6 +3,7 @@
 from typing import Any
 
 from llmpilot import metrics
+from llmpilot.config import LATENCIES, Sla
 
 Result = dict[str, Any]
 LATENCY_LABELS = {
@@ -11,8 +12,7 @@ LATENCY_LABELS = {
     "itl_ms": "ITL [ms]",
     "e2e_ms": "E2E [ms]",
 }
-SHORT = {"ttft_ms": "TTFT", "nttft_ms": "nTTFT", "itl_ms": "ITL", "tpot_ms": "TPOT", "e2e_ms": "E2E"}
-COLOURS = {"p50": "#1f77b4", "p90": "#2ca02c", "p95": "#ff7f0e", "p99": "#d62728"}
+COLOURS = {"p50": "#1f77b4", "p90": "#2ca02c", "p95": "#ff7f0e", "p99": "#d62728", "mean": "#7f7f7f"}
 
 
 def short_windows(result: Result) -> list[str]:
@@ -33,12 +33,7 @@ def service(result: Result) -> str:
 def conclusion(result: Result) -> str:
     """Return the answer in one sentence."""
     price_per_hour = result["cost_per_hour"]
-    limits = ", ".join(
-        f"{SHORT[key]} <= {value:g} ms"
-        for key, value in result["sla"].items()
-        if key in SHORT and value is not None
-    )
-    promise = f"the SLA ({limits or 'no latency limit'} at p{result['sla']['percentile']}"
+    promise = f"the SLA ({sla_of(result).label}"
     promise += f", failures <= {result['sla']['max_failure_rate']:.1%})"
     if not result["level_max"]:
         dear = "" if price_per_hour is None else f" (${price_per_hour:.2f}/h)"
@@ -90,7 +85,12 @@ def series(result: Result, latency: str, stat: str) -> tuple[list[float], list[f
     return [x for x, _ in points], [y for _, y in points]
 
 
-def limit_of(result: Result, latency: str) -> float | None:
-    """Return the SLA's limit on a latency."""
-    value: float | None = result["sla"].get(latency)
-    return value
+def shown_statistics(result: Result, latency: str) -> list[str]:
+    """Return which statistics of a latency are drawn: its percentiles, and its mean where that is limited."""
+    limited = {limit.statistic for limit in sla_of(result).limits_on(latency)}
+    return [name for name in COLOURS if name != "mean" or name in limited]
+
+
+def sla_of(result: Result) -> Sla:
+    """Return the SLA that a result was judged by; a latency that it does not name has no limit."""
+    return Sla.model_validate(dict.fromkeys(LATENCIES) | result["sla"])

@@ -1,6 +1,7 @@
 """Task `evaluate`: how good the recommendations of a predictor are for LLMs that it has not seen."""
 
 import time
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from llmpilot.predict.predictor import Predictor
 from llmpilot.predict.report import predictions_table, recommendations_table, summary
 from llmpilot.predict.scores import grid_of
 from llmpilot.processes import workers
+from llmpilot.recommendation.need import median_limits
 from llmpilot.recommendation.sources import data_of
 
 
@@ -98,22 +100,8 @@ def paper_need(users: Any, sla: Sla) -> Need:
     Raises:
         ConfigError: the SLA limits what no predictor predicts.
     """
-    refused = {"ttft_ms": sla.ttft_ms, "tpot_ms": sla.tpot_ms, "e2e_ms": sla.e2e_ms}
-    given = {f"sla.{name}={value}" for name, value in refused.items() if value is not None}
-    if sla.percentile != 50:
-        given.add(f"sla.percentile={sla.percentile}")
-    if given:
-        raise ConfigError(
-            "predictors know the medians of nTTFT and ITL only",
-            given=", ".join(sorted(given)),
-            cure="limit sla.nttft_ms and sla.itl_ms at percentile 50",
-        )
-    limits = {name: value for name in ("nttft_ms", "itl_ms") if (value := getattr(sla, name)) is not None}
-    if not limits:
-        raise ConfigError(
-            "the SLA has no limit: every service keeps it", cure="set sla.nttft_ms or sla.itl_ms or both"
-        )
-    return Need(users=whole_number(users, "users", least=1), **limits)
+    limits = median_limits(sla)
+    return Need(whole_number(users, "users"), limits.get("nttft_ms", inf), limits.get("itl_ms", inf))
 
 
 def refuse_unknown_profiles(data: Dataset, wanted: list[str]) -> None:

@@ -13,8 +13,7 @@ TRUST_STYLE = {"high": "green", "medium": "yellow", "low": "red"}
 def show(advice: Advice) -> None:
     """Print the table of all profiles, the recommendation, how far to trust it, and what to measure next."""
     question, ranking = advice.question, advice.ranking
-    limits = {"nTTFT": question.sla.nttft_ms, "ITL": question.sla.itl_ms}
-    promised = " and ".join(f"{name} <= {limit:g} ms" for name, limit in limits.items() if limit is not None)
+    promised = " and ".join(limit.promise for limit in question.sla.limits)
     table = Table(
         title=f"{question.model.name} for {question.users:,} users, medians {promised}, "
         f"kept with a probability of {1 - question.risk:.0%}",

@@ -87,6 +87,10 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(run: Run) -> None
         ([*CELL, "sla.itl_ms=0"], ["sla.itl_ms", "0"]),
         ([*CELL, "sla.itl_ms=nan"], ["sla.itl_ms", "nan"]),
         ([*CELL, "sla.itl_ms=-.inf"], ["sla.itl_ms"]),
+        ([*CELL, "sla.ttft_ms.p97=5"], ["sla.ttft_ms.p97 is no statistic", "p50, p90, p95, p99, mean"]),
+        ([*CELL, "sla.itl_ms={}"], ["sla.itl_ms names no statistic"]),
+        ([*CELL, "sla.itl.p95=3"], ["sla.itl", "did you mean 'sla.itl_ms'"]),
+        ([*CELL, "sla.itl_ms.p95=60", "sla.itl_ms=40"], ["sla.itl_ms=40 sla.itl_ms.p95=60"]),
         ([*CELL, "load.user=[1]"], ["load.user is not a key", "did you mean 'load.users'"]),
         ([*CELL, "+load.foo=1"], ["load.foo is not a key"]),
         ([*CELL, "+user=[3]"], ["user is not a key of the configuration"]),
@@ -257,6 +261,32 @@ def test_a_sweep_goes_on_skips_what_is_finished_and_says_what_failed(run: Run) -
     assert forced.code == 0
     assert "already measured" not in forced.out
     assert len(runs()) == before + 3
+
+
+def test_limits_by_statistic_as_typed_tracked_and_swept(run: Run) -> None:
+    typed = ("sla.ttft_ms.p95=150", "sla.itl_ms={p50: 30, mean: 40}", "sla.nttft_ms=null")
+    ran = run(*CELL, *QUICK, *typed, "result_file=r.json")
+    assert ran.code == 0, ran.err
+    result = read("r.json")
+    limits = {"ttft_ms": {"p95": 150.0}, "itl_ms": {"p50": 30.0, "mean": 40.0}, "nttft_ms": None}
+    assert {key: result["sla"][key] for key in limits} == limits
+    kept = [level["itl_ms"]["p50"] <= 30 and level["ttft_ms"]["p95"] <= 150 for level in result["levels"]]
+    assert 0 < sum(kept) < len(kept)
+    assert result["users_max"] == result["levels"][kept.index(False) - 1]["users"]
+    assert "TTFT p95 <= 150 ms, ITL p50 <= 30 ms, ITL mean <= 40 ms" in ran.out
+    (tracked,) = runs()
+    params = {key: value for key, value in tracked.data.params.items() if key.startswith("sla.")}
+    assert params == {
+        "sla.ttft_ms.p95": "150.0", "sla.itl_ms.p50": "30.0", "sla.itl_ms.mean": "40.0",
+        "sla.nttft_ms": "None", "sla.tpot_ms": "None", "sla.e2e_ms": "None",
+        "sla.percentile": "50", "sla.max_failure_rate": "0.01",
+    }  # fmt: skip
+
+    swept = run("-m", *CELL, *QUICK, "sla.ttft_ms.p95=1,100000", "result_file=s.json")
+    assert swept.code == 0, swept.err
+    cells = read("s.json")["cells"]
+    assert [cell["cell"] for cell in cells] == ["sla.ttft_ms.p95=1", "sla.ttft_ms.p95=100000"]
+    assert [cell["result"]["users_max"] > 0 for cell in cells] == [False, True]
 
 
 def test_planted_secrets_are_found_nowhere(run: Run, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

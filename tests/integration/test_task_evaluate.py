@@ -160,7 +160,7 @@ def test_measured_profiles_are_shown_and_not_scored(run: Run, three_llms: Path) 
         ("evaluate.seeds=0", ["evaluate.seeds", "0"]),
         ("evaluate.grid.users=[]", ["evaluate.grid.users"]),
         ("sla.percentile=95", ["sla.percentile=95", "medians"]),
-        ("sla.ttft_ms=100", ["sla.ttft_ms=100.0", "medians"]),
+        ("sla.ttft_ms=100", ["sla.ttft_ms=100", "medians"]),
         ("users=0", ["users"]),
         ("users=true", ["users"]),
         ("seed=-1", ["seed"]),

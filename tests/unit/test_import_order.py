@@ -29,7 +29,7 @@ ORDER = [
     "predict",
     "recommendation",
     "serving",
-    "report progress",
+    "report progress sla_overrides",
     "sweep",
     "tasks",
     "hub_overrides",

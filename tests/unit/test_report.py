@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from llmpilot import report
-from llmpilot.metrics import LATENCIES, STATISTICS
+from llmpilot.config import LATENCIES, STATISTICS
 
 
 def result(values: list[float | None]) -> dict[str, Any]:
