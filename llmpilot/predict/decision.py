@@ -9,6 +9,7 @@ depend on which others there are.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,6 +117,12 @@ def decide(
     kept = np.where(np.isfinite(score), (needed <= np.maximum(pods, 1)).mean(axis=0), 0.0)
     order = np.lexsort((at, -kept, np.round(score, 9)))
     return Deployments(pods, kept, score, order)
+
+
+def rule_facts(risk: float | None) -> dict[str, Any]:
+    """Return the rule in words and figures, as results state it."""
+    name = "least price / probability ^ certainty_worth" if risk is None else "cheapest within the risk"
+    return {"name": name, "risk": risk, "certainty_worth": CERTAINTY_WORTH if risk is None else None}
 
 
 def users_max(within: NDArray[np.bool_], users: Sequence[int]) -> Ints:
