@@ -2,8 +2,8 @@
 
     python build.py [--models FOLDER] [--workers 2]
 
-writes llmpilot/simulator/fitted/services.json (the factors that simulated services use), accuracy.json beside
-it (how far off services are that nobody measured), results/*.json and a figure.
+writes llmpilot/simulator/fitted/services.json (what simulated services and recommendations know of speed),
+accuracy.json beside it (how far off services are that nobody measured), results/*.json and a figure.
 """
 
 import argparse
@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 
 from llmpilot import catalog
 from llmpilot.dataset.shipped import shipped_measurements
 from llmpilot.files import to_json, write_text
-from llmpilot.predict.service.batches import fit_batches
-from llmpilot.predict.service.fitting import Posterior, fit
-from llmpilot.predict.service.validation import Prediction, batch_training, predict, scales, training
+from llmpilot.predict.service.learning import fit_knowledge
+from llmpilot.predict.service.validation import Prediction, predict
 from llmpilot.processes import workers
-from llmpilot.simulator.factors import FACTORS, SHIPPED, rounded
+from llmpilot.simulator.factors import SHIPPED
 from llmpilot.tasks.validate_measurements import summary
 
 matplotlib.use("Agg")
@@ -38,16 +36,12 @@ def main() -> None:
     parser.add_argument("--only", help="judge one way of leaving out only")
     options = parser.parse_args()
     models = catalog.models_in_folder(options.models)[0] if options.models else {}
-    known = training(models)
-    old = batch_training(models)
-    posterior = fit(known.table, known.tpot_ms, np.arange(len(known.levels)))
-    posterior = fit_batches(old.batches, old.e2e_ms, np.arange(len(old.e2e_ms)), posterior)
-    fitted = _shipped(posterior, len(known.levels), len(old.e2e_ms))
-    write_text(SHIPPED, to_json(fitted | {"scales": scales(known)}))
     shipped = shipped_measurements()
     rows = shipped.select(shipped.closed_loop_today() & ~shipped.in_doubt())
     (HERE / "results").mkdir(exist_ok=True)
     with workers(options.workers) as run:
+        knowledge = fit_knowledge(shipped, models, print, run)
+        write_text(SHIPPED, to_json(knowledge.to_dict()))
         for left_out in LEFT_OUT:
             name = left_out or "nothing"
             if options.only and options.only != name:
@@ -65,19 +59,6 @@ def main() -> None:
             if left_out == "model":
                 write_text(SHIPPED.with_name("accuracy.json"), to_json(_accuracy(result)))
                 _draw(found, HERE / "results" / "predicted.png")
-
-
-def _shipped(posterior: Posterior, rows: int, batches: int) -> dict[str, Any]:
-    return {
-        "source": "the published rows of llmpilot/dataset/services, whose README names sources and licences",
-        "rows": rows,
-        "offline_batches_of_2024": batches,
-        "factors": rounded(posterior.factors()),
-        "spread": {
-            factor.name: float(f"{sd:.3g}")
-            for factor, sd in zip(FACTORS, np.sqrt(np.diag(posterior.covariance)), strict=True)
-        },
-    }
 
 
 def _accuracy(result: dict[str, Any]) -> dict[str, Any]:

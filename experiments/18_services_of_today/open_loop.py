@@ -13,6 +13,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from llmpilot.predict.service.simulated import simulated
 from llmpilot.predict.service.sustained import sustained_rate_per_s
 from llmpilot.predict.service.validation import Training, predict, training
 from llmpilot.processes import workers
-from llmpilot.simulator.factors import service_key, shipped_factors, shipped_scales
+from llmpilot.simulator.factors import shipped_factors
+from llmpilot.simulator.service_scales import service_scale
 from llmpilot.simulator.step_times import OperatorStepTimes
 
 HERE = Path(__file__).parent
@@ -56,10 +58,7 @@ def main() -> None:
     with workers(options.workers) as run:
         levels = [level for level, _ in curves]
         left_out = [(posteriors[level.family], 1.0) for level in levels]
-        everything = [
-            (dict(shipped_factors()), shipped_scales().get(service_key(level.service), 1.0))
-            for level in levels
-        ]
+        everything = [(dict(shipped_factors()), exp(service_scale(level.service)[0])) for level in levels]
         found = list(run(_rates, levels + levels, left_out + everything))
         seconds = time.perf_counter() - started
         shipped = shipped_measurements()

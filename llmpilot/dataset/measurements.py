@@ -4,8 +4,11 @@ Owns the columns, their units and what a value may be. Where rows come from, and
 mean, is said in `measured_words`, `measured_notes` and `measured_file`.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -114,6 +117,14 @@ class Measurements:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over the columns and rows: the same for the same rows, whatever their order."""
+        names = list(map(str, self.table.columns))
+        columns = [self.table[name].astype(object).where(self.table[name].notna(), None) for name in names]
+        rows = sorted(json.dumps(row, default=str) for row in zip(*columns, strict=True))
+        return hashlib.sha256(json.dumps([names, rows]).encode()).hexdigest()
 
     def select(self, mask: Any) -> "Measurements":
         """Return the rows where `mask` [n rows, boolean] is true."""

@@ -88,11 +88,13 @@ class Collected:
     """What was found in the finished runs: rows, how much was left out for which reason, and remarks.
 
     `dataset` has the levels of closed loops, which `left_out` is about; `measurements` those of closed and
-    open loops, with every statistic and the engine's settings.
+    open loops, with every statistic and the engine's settings. `facts` are the LLM and the GPU profile of
+    each run that measured some, by its id.
     """
 
     dataset: Dataset
     measurements: Measurements = field(default_factory=joined)
+    facts: dict[str, tuple[Model, Gpu]] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
     remarks: list[str] = field(default_factory=list)
 
@@ -162,6 +164,7 @@ def _dataset(run: _Run, found: Collected, measured: list[Measurements], *, simul
         found.remarks.append(f"run {run.run_id} is labelled {gpu.label}, but was measured on {hardware}")
         return None
     measured.append(_measurements(run, model, gpu, slow_client))
+    found.facts[run.run_id] = (model, gpu)
     if run.params.get("load.arrival") != "closed":
         found.left_out[OPEN_LOOP] += 1
         return None

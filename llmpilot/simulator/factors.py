@@ -175,6 +175,8 @@ def service_key(service: StepModel) -> str:
     """Return what services share that differ in load, scheduler settings and version only, 2024 apart."""
     settings, model = service.settings, service.model
     shape = f"{settings.tensor_parallel}x{settings.data_parallel}x{settings.expert_parallel}"
+    if settings.pipeline_parallel > 1:
+        shape += f"x{settings.pipeline_parallel}"
     form = model.formats
     formats = "/".join((form.attention, form.mlp, form.experts, form.head))
     return f"{family_of(model)} | {generation(settings)} | {service.gpu.name} {shape} | {formats}"
@@ -183,13 +185,6 @@ def service_key(service: StepModel) -> str:
 def family_of(model: Model) -> str:
     """Return what LLMs of one architecture and size share, whatever they were trained or quantized to."""
     return f"{model.architecture} {model.n_layers} x {model.d_model}, {model.vocabulary_size}"
-
-
-@cache
-def shipped_scales() -> Mapping[str, float]:
-    """Return how much slower measured services were than factors alone say, by `service_key`."""
-    content: dict[str, Any] = json.loads(SHIPPED.read_text(encoding="utf-8"))
-    return {str(key): float(scale) for key, scale in content.get("scales", {}).items()}
 
 
 def priors() -> dict[str, float]:

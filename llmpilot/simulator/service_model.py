@@ -1,12 +1,14 @@
 """A service of one of today's engines, simulated: its scheduler, its step times, its KV blocks."""
 
 from collections import OrderedDict
+from math import exp
 
 from llmpilot.config import Gpu, Model
 from llmpilot.simulator.batch import StepTime
-from llmpilot.simulator.factors import service_key, shipped_factors, shipped_scales
+from llmpilot.simulator.factors import shipped_factors
 from llmpilot.simulator.schedulers import SglangRule, TrtllmRule, VllmRule
 from llmpilot.simulator.service import SchedulingRule, SteppedService, VirtualService
+from llmpilot.simulator.service_scales import service_scale
 from llmpilot.simulator.service_settings import EngineName, ServiceSettings
 from llmpilot.simulator.step_model import StepModel
 from llmpilot.simulator.step_times import OperatorStepTimes
@@ -66,12 +68,12 @@ _kept: OrderedDict[tuple[str, str, ServiceSettings], OperatorStepTimes] = Ordere
 
 
 def _step_times(model: Model, gpu: Gpu, settings: ServiceSettings) -> OperatorStepTimes:
-    """Return the step times of a service, as measured where it was; those of the last few from memory."""
+    """Return the step times of a service as they are expected; those of the last few from memory."""
     key = (model.model_dump_json(), gpu.model_dump_json(), settings)
     if key not in _kept:
         service = StepModel(model, gpu, settings)
-        scale = shipped_scales().get(service_key(service), 1.0)
-        _kept[key] = OperatorStepTimes(service, shipped_factors()).scaled(scale)
+        expected, _ = service_scale(service)
+        _kept[key] = OperatorStepTimes(service, shipped_factors()).scaled(exp(expected))
         if len(_kept) > TABLES:
             _kept.popitem(last=False)
     return _kept[key]

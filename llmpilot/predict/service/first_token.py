@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from llmpilot.simulator.step_model import Numbers
 
@@ -43,6 +42,8 @@ def fit_first_token(
     simulated_ttft_ms: Numbers, tpot_ms: Numbers, stated_ms: Numbers, about: FirstToken | None = None
 ) -> FirstToken:
     """Return the three numbers of one client and engine, given rows [n] of theirs; near `about`, if given."""
+    from scipy.optimize import least_squares  # slow to import, and only fits need it
+
     middle, spreads = np.log(MEDIANS), np.array(SPREADS)
     if about is not None:
         middle, spreads = np.log([about.offset_ms, about.scale, about.lag_tokens]), np.array(NEAR)

@@ -23,7 +23,7 @@ from llmpilot.predict.service.levels import Level, described
 from llmpilot.predict.service.nearby import Nearby, nearby, places
 from llmpilot.predict.service.simulated import simulated
 from llmpilot.processes import Map
-from llmpilot.simulator.factors import service_key
+from llmpilot.simulator.service_scales import NARROWER
 from llmpilot.simulator.service_settings import is_of_2024
 from llmpilot.simulator.step_model import Numbers, StepModel
 from llmpilot.simulator.step_times import OperatorStepTimes
@@ -41,8 +41,6 @@ PREFERRED = ("mean", "p50", "unspec", "p90", "p95", "p99")
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 Z_80 = 1.2816
 """Half of the 80% interval, in standard deviations."""
-NARROWER = 0.85
-"""Spreads are drawn in by it: as they are, with the LLM left out, 80% intervals held 87% of the values."""
 FIRST_TOKEN_ROWS = 60
 """Rows of each client and engine that the overheads of first tokens are fitted to."""
 IN_PROCESS = ("offline", "in-process", "trtllm-bench")
@@ -81,6 +79,7 @@ class SimulatedFirstTokens:
 class BatchTraining:
     """The shipped offline batches of 2024's engines, with their measured times [n] ms."""
 
+    measurements: Measurements
     batches: Batches
     e2e_ms: Numbers
 
@@ -105,10 +104,14 @@ def training(models: Mapping[str, Model]) -> Training:
 
 @lru_cache(maxsize=1)
 def _training(models: tuple[tuple[str, Model], ...]) -> Training:
-    shipped = shipped_measurements()
-    chosen = shipped.select(shipped.closed_loop_today() & ~shipped.in_doubt())
+    return training_of(shipped_measurements(), dict(models))
+
+
+def training_of(measurements: Measurements, models: Mapping[str, Model]) -> Training:
+    """Return the rows that are of today's engines in a closed loop and state a TPOT, but those in doubt."""
+    chosen = measurements.select(measurements.closed_loop_today() & ~measurements.in_doubt())
     tpot = chosen.figure("tpot_ms", PREFERRED).to_numpy()
-    levels = [one for one in described(chosen, dict(models)).levels if np.isfinite(tpot[one.row])]
+    levels = [one for one in described(chosen, models).levels if np.isfinite(tpot[one.row])]
     rows = [one.row for one in levels]
     ttft = chosen.figure("ttft_ms", PREFERRED).to_numpy()
     return Training(chosen, levels, tabulated(levels), tpot[rows], ttft[rows])
@@ -119,13 +122,17 @@ def batch_training(models: Mapping[str, Model]) -> BatchTraining:
 
     Rows that their source flags are left out, and those in doubt.
     """
-    shipped = shipped_measurements()
-    table = shipped.table
-    sound = table["flag"].isna() & table["e2e_ms_mean"].notna() & ~shipped.in_doubt()
-    chosen = shipped.select(sound & (table["load_kind"] == BATCH) & table["concurrency"].notna())
+    return batch_training_of(shipped_measurements(), models)
+
+
+def batch_training_of(measurements: Measurements, models: Mapping[str, Model]) -> BatchTraining:
+    """Return the rows that are such batches."""
+    table = measurements.table
+    sound = table["flag"].isna() & table["e2e_ms_mean"].notna() & ~measurements.in_doubt()
+    chosen = measurements.select(sound & (table["load_kind"] == BATCH) & table["concurrency"].notna())
     levels = [one for one in described(chosen, models).levels if at_once(one) and of_2024(one)]
     measured = chosen.table["e2e_ms_mean"].to_numpy()
-    return BatchTraining(tabulated_batches(levels), measured[[one.row for one in levels]])
+    return BatchTraining(chosen, tabulated_batches(levels), measured[[one.row for one in levels]])
 
 
 def of_2024(level: Level) -> bool:
@@ -149,10 +156,10 @@ def predict(
         return _assembled(measurements, here.skipped, [], {})
     known = training(models)
     table = tabulated(levels)
-    folds = np.array([_fold(level, left_out) for level in levels])
-    known_folds = np.array([_fold(level, left_out) for level in known.levels])
+    folds = np.array([fold_of(level, left_out) for level in levels])
+    known_folds = np.array([fold_of(level, left_out) for level in known.levels])
     old = batch_training(models) if any(of_2024(level) for level in levels) else None
-    old_folds = np.array([_fold(level, left_out) for level in old.batches.levels] if old else [])
+    old_folds = np.array([fold_of(level, left_out) for level in old.batches.levels] if old else [])
     scales, variances = np.ones(len(levels)), np.zeros(len(levels))
     posteriors: dict[str, Posterior] = {}
     for fold in dict.fromkeys(folds.tolist()):
@@ -190,21 +197,11 @@ def predict(
     return _assembled(measurements, here.skipped, simulations, spreads)
 
 
-def scales(known: Training) -> dict[str, float]:
-    """Return how much slower each measured service is than factors alone say, by `factors.service_key`."""
-    everything = np.arange(len(known.levels))
-    posterior = fit(known.table, known.tpot_ms, everything)
-    mean, _ = _near(known, posterior, everything).mean_and_variance(places(known.levels))
-    of_service: dict[str, list[float]] = {}
-    for level, error in zip(known.levels, mean.tolist(), strict=True):
-        of_service.setdefault(service_key(level.service), []).append(error)
-    return {key: float(f"{np.exp(np.mean(errors)):.4g}") for key, errors in sorted(of_service.items())}
-
-
 # --- what a prediction rests on --------------------------------------------------------------------------
 
 
-def _fold(level: Level, left_out: LeftOut | None) -> str:
+def fold_of(level: Level, left_out: LeftOut | None) -> str:
+    """Return which rows are left out together with a level's, by a name that they share."""
     service = level.service
     settings = service.settings
     if left_out in ("model", "other_levels"):
@@ -270,13 +267,13 @@ def _first_tokens(
 
     Of the clients and engines of `levels` only.
     """
-    pairs = list(dict.fromkeys(_key(level)[:2] for level in levels))
-    parts = _simulated_first_tokens(known, pairs, run_on)
+    pairs = list(dict.fromkeys(client_key(level)[:2] for level in levels))
+    parts = simulated_first_tokens(known, pairs, run_on)
     rows = np.concatenate([part.rows for part in parts])
     ttft = np.concatenate([part.ttft_ms for part in parts])
     tpot = np.concatenate([part.tpot_ms for part in parts])
     stated_ms = known.ttft_ms[rows]
-    chosen = [_key(known.levels[row]) for row in rows.tolist()]
+    chosen = [client_key(known.levels[row]) for row in rows.tolist()]
     fitted: dict[str, dict[Key, FirstToken]] = {}
     spreads: dict[Key, float] = {}
     names = list(dict.fromkeys([*asked, *folds.tolist()]))
@@ -298,9 +295,7 @@ def _first_tokens(
     return fitted, spreads
 
 
-def _simulated_first_tokens(
-    known: Training, pairs: Sequence[Pair], run_on: Map
-) -> list[SimulatedFirstTokens]:
+def simulated_first_tokens(known: Training, pairs: Sequence[Pair], run_on: Map) -> list[SimulatedFirstTokens]:
     """Return rows of each pair of client and engine simulated, with factors fitted to all rows."""
     lacking = [pair for pair in pairs if pair not in known.first_tokens]
     picked = _picked(known, lacking)
@@ -324,7 +319,7 @@ def _simulated_first_tokens(
 
 def _picked(known: Training, pairs: Sequence[Pair]) -> dict[Pair, list[int]]:
     """Return up to FIRST_TOKEN_ROWS rows of each GPU architecture for each pair, the same whoever asks."""
-    keys = [_key(level) for level in known.levels]
+    keys = [client_key(level) for level in known.levels]
     rng = np.random.default_rng(0)
     picked: dict[Pair, list[int]] = {pair: [] for pair in pairs}
     for key in dict.fromkeys(keys):
@@ -339,10 +334,11 @@ def _overhead(level: Level, fitted: Mapping[Key, FirstToken]) -> FirstToken:
     """Return the overheads of a level's first tokens; of one in the engine's own process, none."""
     if level.client in IN_PROCESS:
         return FirstToken(0.0, 1.0, 0.0)
-    return overhead_of(_key(level), fitted)
+    return overhead_of(client_key(level), fitted)
 
 
-def _key(level: Level) -> Key:
+def client_key(level: Level) -> Key:
+    """Return what the overheads of first tokens are told apart by."""
     return level.client, level.service.settings.engine, level.service.gpu.architecture
 
 
@@ -411,7 +407,7 @@ def _assembled(
     for one in simulations:
         level, figures, spread = one.level, one.figures, one.spread
         row = table.iloc[level.row]
-        first_spread = float(np.hypot(spread, spreads.get(_key(level), FIRST_TOKEN_SPREAD)))
+        first_spread = float(np.hypot(spread, spreads.get(client_key(level), FIRST_TOKEN_SPREAD)))
         tpot = {name: figures[f"tpot_{name}"] for name in STATISTICS}
         step_ms = tpot["mean"] if np.isfinite(tpot["mean"]) else 0.0  # nothing comes behind a single token
         ttft = {name: float(one.overhead.ttft_ms(figures[f"ttft_{name}"], step_ms)) for name in STATISTICS}
