@@ -429,7 +429,8 @@ class Load(Facts):
 
     The ladder is a list of user counts (closed loop), of request rates [1/s] (poisson, gamma) or of
     speed-ups of the trace's own timestamps (replay). `burstiness` is the shape of gamma arrivals: 1 is
-    Poisson, less is burstier. After the window, load goes on for at most `drain_s` until every measured
+    Poisson, less is burstier. Users of a closed loop think for `think_time_s` on average (exponential) before
+    each request. After the window, load goes on for at most `drain_s` until every measured
     request has ended. A level with a failure rate above `stop_above_failure_rate` is the last.
     """
 
@@ -442,6 +443,7 @@ class Load(Facts):
     drain_s: Seconds = 300.0
     stop_above_failure_rate: Share = 0.5
     burstiness: PositiveFloat = 1.0
+    think_time_s: Annotated[float, Field(ge=0, le=MOST_SECONDS)] = 0.0
     trace: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -452,6 +454,11 @@ class Load(Facts):
             raise ValueError(f"load.{name} is missing: the levels to measure, e.g. load.{name}=[1,2,4]")
         if sorted(set(ladder)) != ladder:
             raise ValueError(f"load.{name}={ladder} must rise, without repeats")
+        if self.think_time_s and self.arrival != "closed":
+            raise ValueError(
+                f"load.think_time_s={self.think_time_s:g} is for users who wait for their answers: "
+                "load=closed_loop; in an open loop requests come as they come"
+            )
         return self
 
     @property

@@ -47,6 +47,7 @@ INFEASIBLE = "runs that were infeasible"
 NOT_SIMULATED = "runs that were simulated"
 OTHER_HARDWARE = "runs on other hardware than their GPU profile"
 OPEN_LOOP = "runs without closed-loop users"
+THINKING = "runs whose users thought between their requests"
 NO_LEVELS = "runs without levels"
 NO_FACTS = "runs whose facts cannot be read"
 SHORT_WINDOW = "levels whose window was too short"
@@ -79,8 +80,9 @@ SETTINGS = {
     "kv_precision": ("model.kv_format",),
 }
 """Columns of a table of measurements, and the params of a run that say them: the first that is there."""
-FIXED_LENGTHS = re.compile(r"fixed_(\d+)_(\d+)")
-"""How a workload of requests that are all alike is called."""
+LENGTHS = re.compile(r"(fixed|lengths)_(\d+)_(\d+)")
+"""How a workload is called whose requests are all alike, or have these mean lengths."""
+LENGTH_KIND = {"fixed": "fixed", "lengths": "mean"}
 
 
 @dataclass
@@ -168,6 +170,9 @@ def _dataset(run: _Run, found: Collected, measured: list[Measurements], *, simul
     if run.params.get("load.arrival") != "closed":
         found.left_out[OPEN_LOOP] += 1
         return None
+    if _thinks(run):
+        found.left_out[THINKING] += 1
+        return None
     if not run.levels:
         found.left_out[NO_LEVELS] += 1
         return None
@@ -212,18 +217,23 @@ def _figures(level: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _thinks(run: _Run) -> bool:
+    """Whether users thought between their requests; runs of earlier versions do not say, and did not."""
+    return float(run.params.get("load.think_time_s", 0)) > 0
+
+
 def _measurements(run: _Run, model: Model, gpu: Gpu, slow_client: set[str]) -> Measurements:
     """Return a row for each level of users or of a rate that was measured well, with the settings behind it.
 
-    Levels of a replayed trace have no rate that stands for them.
+    Levels of a replayed trace have no rate that stands for them, and users who think no concurrency.
     """
     arrival = run.params.get("load.arrival")
-    if arrival not in ("closed", "poisson", "gamma"):
+    if arrival not in ("closed", "poisson", "gamma") or _thinks(run):
         return joined()
     (model_key, _), *_ = keyed([model], known_models()).values()
     (gpu_key, gpu_type), *_ = keyed([single(gpu)], known_gpus()).values()
     workload = run.params.get("workload.name")
-    alike = FIXED_LENGTHS.fullmatch(workload or "")
+    known = LENGTHS.fullmatch(workload or "")
     settings = {name: _setting(run.params, name) for name in SETTINGS}
     same = settings | {
         "model": model_id(model, model_key),
@@ -234,9 +244,9 @@ def _measurements(run: _Run, model: Model, gpu: Gpu, slow_client: set[str]) -> M
         "tp": settings["tp"] or gpu.count // ((settings["pp"] or 1) * (settings["dp"] or 1)),
         "engine": engine_named(run.params.get("engine.name", "")) or None,
         "workload": workload,
-        "length_kind": "fixed" if alike else "workload",
-        "input_tokens": int(alike[1]) if alike else None,
-        "output_tokens": int(alike[2]) if alike else None,
+        "length_kind": LENGTH_KIND[known[1]] if known else "workload",
+        "input_tokens": int(known[2]) if known else None,
+        "output_tokens": int(known[3]) if known else None,
         "load_kind": CLOSED if arrival == "closed" else OPEN,
         "measurement": run.tags.get(tracking.TAG_MEASUREMENT),
         "source": SOURCE,

@@ -8,6 +8,7 @@ the package knows its name.
 from typing import Any, ClassVar, Protocol, Self
 
 from llmpilot.config import Facts, Gpu, Model
+from llmpilot.errors import ConfigError
 from llmpilot.simulator import VirtualService
 from llmpilot.sizing import MemoryPlan
 
@@ -28,6 +29,22 @@ class InferenceEngine(Facts):
         """Return the engine as it would be with its own defaults of `memory_settings`."""
         fields = type(self).model_fields
         return self.model_copy(update={key: fields[key].default for key in self.memory_settings})
+
+    def with_cached_share(self, share: float | None) -> Self:
+        """Return the engine as it is simulated when it has this share of every prompt in its cache.
+
+        None: as its own settings say.
+
+        Raises:
+            ConfigError: its simulation knows no such cache, or its settings say otherwise.
+        """
+        if share:
+            raise ConfigError(
+                f"engine={self.name} is simulated without a prefix cache",
+                given=f"workload.cached_share={share:g}",
+                cure="leave it out, or take an engine with one: engine=vllm",
+            )
+        return self
 
     def default_max_batch_weight(self, model: Model, gpu: Gpu) -> int | None:
         """Return the cap when none is given [tokens]; None: what the memory leaves."""

@@ -6,7 +6,7 @@ import re
 from abc import abstractmethod
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import PositiveInt, field_validator
 
@@ -152,6 +152,22 @@ class ScheduledEngine(StartedEngine):
                 given=f"engine.expert_parallel={self.expert_parallel}",
                 cure=f"engine.expert_parallel={gpu.count}, or 1",
             )
+
+    def with_cached_share(self, share: float | None) -> Self:
+        """Return the engine with this `prefix_hit_share`; None: as it is.
+
+        Raises:
+            ConfigError: it has another already.
+        """
+        if share is None:
+            return self
+        if self.prefix_hit_share not in (0.0, share):
+            raise ConfigError(
+                "the workload and the engine say different shares of the prompts that are cached",
+                given=f"workload.cached_share={share:g} engine.prefix_hit_share={self.prefix_hit_share:g}",
+                cure="leave one of them out",
+            )
+        return self.model_copy(update={"prefix_hit_share": share})
 
     def require_real(self) -> None:
         """Raise ConfigError where something is set that a real server cannot be told."""

@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -98,6 +98,15 @@ class VllmEngine(ScheduledEngine):
                 "engine.prefix_hit_share without a prefix cache: add engine.enable_prefix_caching=true"
             )
         return self
+
+    def with_cached_share(self, share: float | None) -> Self:
+        """Return the engine with this `prefix_hit_share`, and with the cache that it takes; None: as it is.
+
+        Raises:
+            ConfigError: it has another share already.
+        """
+        told = super().with_cached_share(share)
+        return told.model_copy(update={"enable_prefix_caching": True}) if share else told
 
     def require_gpus(self, gpu: Gpu) -> None:
         """Raise ConfigError unless the kinds of parallelism make up the profile's GPUs."""

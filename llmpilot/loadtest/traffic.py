@@ -14,6 +14,7 @@ from llmpilot.simulator import RequestSource
 from llmpilot.workload import (
     PARAMETERS,
     Requests,
+    ThinkTimes,
     TraceColumns,
     WorkloadModel,
     concatenate,
@@ -48,6 +49,10 @@ class Traffic:
             return gamma(level, self.load.burstiness, until_s, self.seed)
         assert self.timestamps_s is not None
         return replay(self.timestamps_s, level, until_s)
+
+    def think_times(self) -> ThinkTimes | None:
+        """Return how long users of a closed loop think before their requests; None: not at all."""
+        return ThinkTimes(self.load.think_time_s, self.seed) if self.load.think_time_s else None
 
     @property
     def content_hash(self) -> str:

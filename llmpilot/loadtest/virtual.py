@@ -15,7 +15,9 @@ def run_level(service: VirtualService, traffic: Traffic, level: float) -> Record
     window_s = (load.warmup_s, load.warmup_s + load.duration_s)
     stop_ms, drain_ms = window_s[1] * 1e3, load.drain_s * 1e3
     if load.arrival == "closed":
-        result = simulate_closed(service, traffic.requests(), int(level), stop_ms, drain_ms)
+        result = simulate_closed(
+            service, traffic.requests(), int(level), stop_ms, drain_ms, thinking=traffic.think_times()
+        )
     else:
         # Arrivals go on behind the window: what is measured ends under the load it began under.
         arrivals_ms = traffic.arrivals_s(level, window_s[1] + load.drain_s) * 1e3

@@ -116,6 +116,7 @@ async def _prepare(job: Job, log: Log, target: Any, on_quiet: Any) -> Sender:
     writer = Writer(job.endpoint, Rows(traffic.requests(), lanes), traffic.seed, job.nonce)
     if load.arrival == "closed":
         closed = ClosedLoop(job.endpoint, target, writer, log, on_quiet)
+        closed.thinking = traffic.think_times()
         await closed.prepare(
             range(job.index, lanes, job.workers), lanes, round(load.warmup_s * RAMP_SHARE * SECOND)
         )

@@ -25,7 +25,7 @@ from llmpilot.loadtest.http import (
 )
 from llmpilot.loadtest.worker_log import Log
 from llmpilot.simulator import RequestSource
-from llmpilot.workload import PARAMETERS, Requests
+from llmpilot.workload import PARAMETERS, Requests, ThinkTimes
 
 SECOND = 1_000_000_000
 BLOCK_ROWS = 512
@@ -229,10 +229,14 @@ class User:
 
 
 class ClosedLoop(Sender):
-    """Users that each send their next request as soon as the last one has ended."""
+    """Users that each send their next request as soon as the last one has ended, or have thought about it.
+
+    `thinking` has a pause for every user's beginning, then one for every request that has ended.
+    """
 
     lanes: int
     users: list[User]
+    thinking: ThinkTimes | None = None
 
     async def prepare(self, users: range, lanes: int, ramp_ns: int) -> None:
         """Connect every user (the level begins without that burst) and write everyone's first request."""
@@ -245,9 +249,14 @@ class ClosedLoop(Sender):
                 return  # it will be counted when its request is due
 
     def start(self) -> None:
-        """Let the users begin one after the other, over the ramp: they would march in step for long."""
+        """Let the users begin one after the other, over the ramp: they would march in step for long.
+
+        Users who think are out of step from the beginning.
+        """
         for user in self.users:
             wait_ns = self._ramp_ns * user.row // self.lanes
+            if self.thinking is not None:
+                wait_ns = round(self.thinking.pause_s(user.row % self.lanes) * SECOND)
             self.at(self.plan.start_ns + wait_ns, partial(self._next, user))
 
     def after(self, flight: Flight, broken: str, connection: Connection | None) -> None:
@@ -255,12 +264,16 @@ class ClosedLoop(Sender):
         user = flight.owner
         assert isinstance(user, User)
         user.connection = connection
+        thought_s = 0.0 if self.thinking is None else self.thinking.pause_s(self.lanes + flight.row)
         if not broken and _looks_good(flight):
             user.failures = 0
-            self._next(user)
+            if thought_s:
+                self.loop.call_later(thought_s, self._next, user)
+            else:
+                self._next(user)
             return
         settings = self.settings
-        pause_s = min(settings.max_backoff_s, settings.backoff_s * 2.0**user.failures)
+        pause_s = max(thought_s, min(settings.max_backoff_s, settings.backoff_s * 2.0**user.failures))
         user.failures = min(user.failures + 1, 30)
         self.loop.call_later(pause_s, self._next, user)
 

@@ -7,6 +7,7 @@ and every time that leaves this module is rounded to whole microseconds.
 
 from collections import deque
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from math import inf, sqrt
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from llmpilot.simulator.scheduling import Action, Outcome, Sequence
 from llmpilot.simulator.service import VirtualService
-from llmpilot.workload import Requests, concatenate
+from llmpilot.workload import Requests, ThinkTimes, concatenate
 
 CHUNK = 4096
 REFUSED_PAUSE_MS = 100.0
@@ -58,17 +59,21 @@ def simulate_closed(
     *,
     keep_load: bool = True,
     gaps: bool = True,
+    thinking: ThinkTimes | None = None,
 ) -> SimulatedRequests:
     """Simulate `users` clients of which each sends its next request as soon as the last one ended.
+
+    With `thinking`, each thinks before every request, the first one, too.
 
     Users keep the load up until every request sent before `stop_sending_ms` has ended, or `drain_ms` more
     have passed; what is open then is UNFINISHED. Without `keep_load` they send nothing after
     `stop_sending_ms`.
     """
     run = _Run(service, _Feed(requests), stop_sending_ms, drain_ms)
-    for _ in range(users):
-        run.send(0.0)
     run.resend_until_ms = inf if keep_load else stop_sending_ms
+    run.thinking = thinking
+    for _ in range(users):
+        run.begin_next()
     return run.to_the_end(gaps)
 
 
@@ -171,7 +176,9 @@ class _Run:
         self.awaited = 0  # requests sent before `stop_sending_ms` and not yet ended
         self.log: list[Sequence] = []  # every request, in the order of sending
         self.arrivals: deque[Sequence] = deque()  # sent, and not yet at the engine's door
-        self.paused_until_ms: deque[float] = deque()  # users whose request was refused
+        self.paused_until_ms: list[float] = []  # a heap: users who think, or whose request was refused
+        self.thinking: ThinkTimes | None = None
+        self.thoughts = 0
         self.stretches = _Stretches()
 
     def send(self, sent_ms: float) -> None:
@@ -184,6 +191,15 @@ class _Run:
         self.log.append(sequence)
         self.awaited += sent_ms < self.stop_sending_ms
         self.arrivals.append(sequence)
+
+    def begin_next(self) -> None:
+        """Let a user send its next request: now, or when it has thought about it."""
+        if self.thinking is None:
+            self._resume_paused()
+            self.send(self.now_ms)
+            return
+        heappush(self.paused_until_ms, self.now_ms + 1e3 * self.thinking.pause_s(self.thoughts))
+        self.thoughts += 1
 
     def to_the_end(self, gaps: bool) -> SimulatedRequests:
         """Run until no awaited request is open, then expand the records."""
@@ -210,7 +226,7 @@ class _Run:
 
     def _resume_paused(self) -> None:
         while self._next_pause_ms() <= self.now_ms:
-            self.send(self.paused_until_ms.popleft())
+            self.send(heappop(self.paused_until_ms))
 
     def _let_in(self) -> None:
         self._resume_paused()
@@ -246,10 +262,9 @@ class _Run:
             if now_ms >= self.resend_until_ms:
                 continue
             if outcome is Outcome.TOO_LONG:
-                self.paused_until_ms.append(now_ms + REFUSED_PAUSE_MS)
+                heappush(self.paused_until_ms, now_ms + REFUSED_PAUSE_MS)
             else:
-                self._resume_paused()
-                self.send(now_ms)
+                self.begin_next()
 
     def _records(self, gaps: bool) -> SimulatedRequests:
         # What an open loop would have sent after the end was never sent.

@@ -89,6 +89,12 @@ def read_run(folder: Path, *, simulated: bool = False) -> tuple[Model, Gpu, list
         raise ConfigError(
             "calibrations need closed-loop runs", given=f"{folder}: {load.arrival}", cure="load=closed_loop"
         )
+    if load.think_time_s:
+        raise ConfigError(
+            "calibrations need users who do not think between their requests",
+            given=f"{folder}: load.think_time_s={load.think_time_s:g}",
+            cure="load.think_time_s=0",
+        )
     table = pq.read_table(folder / "requests.parquet")
     levels = table["level"].to_numpy()
     until_s = load.warmup_s + load.duration_s

@@ -75,6 +75,11 @@ class Cell:
         )
 
     @property
+    def _cached(self) -> dict[str, float]:
+        share = self.traffic.workload.cached_share
+        return {} if share is None else {"cached_share": share}
+
+    @property
     def live_weight(self) -> bool:
         """Whether a running service can be given another max batch weight (`reweighted`)."""
         return self.engine.live_weight
@@ -93,7 +98,7 @@ class Cell:
             "max_batch_weight": self.max_batch_weight,
             "load": self.load.model_dump(),
             "sla": self.sla.model_dump(),
-            "workload": {"name": self.workload_name, "content_hash": self.workload_hash},
+            "workload": {"name": self.workload_name, "content_hash": self.workload_hash, **self._cached},
             "seed": self.seed,
             "version": llmpilot.__version__,
             **self.deployment.facts(self.engine, self.model, self.gpu),
@@ -138,6 +143,7 @@ def compose(cfg: DictConfig) -> Cell:
             cure=f"engine={engine.name} deployment={' or '.join(engine.places)}"
             + ("" if deployment.starts_services else ", or engine=openai for a service that is running"),
         )
+    engine = _with_what_is_cached(engine, deployment, workload.cached_share)
     return Cell(
         model=model,
         gpu=gpu,
@@ -151,6 +157,20 @@ def compose(cfg: DictConfig) -> Cell:
         workload_hash=traffic.content_hash,
         traffic=traffic,
     )
+
+
+def _with_what_is_cached(engine: InferenceEngine, deployment: Place, share: float | None) -> InferenceEngine:
+    """Return the engine that knows how much of every prompt is cached, as the workload says."""
+    if deployment.measurement == "simulated":
+        return engine.with_cached_share(share)
+    if share:
+        raise ConfigError(
+            "workload.cached_share is for simulated services: a real one decides what it keeps in its cache, "
+            "and the prompts that it is sent here are all new",
+            given=f"workload.cached_share={share:g} deployment={deployment.name}",
+            cure="leave it out, or deployment=simulated",
+        )
+    return engine
 
 
 def _batch_weight(cfg: DictConfig, engine: InferenceEngine, deployment: Place, heaviest: int) -> int | None:

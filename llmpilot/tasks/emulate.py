@@ -108,6 +108,7 @@ def _service(cfg: DictConfig) -> EmulatedService:
             f"engine={engine.name} cannot be emulated: no simulation of it is known", cure="engine=tgis"
         )
     workload = load_workload(cfg.workload)
+    engine = engine.with_cached_share(workload.cached_share)
     memory = engine.memory(model, gpu)
     require_fit(model, gpu, memory, heaviest_request_tokens=1)
     given = cfg.max_batch_weight

@@ -67,7 +67,8 @@ def corner_cases(traffic: Traffic, weight: int, max_short_users: int) -> Iterato
 
 
 def _same(traffic: Traffic, shape: tuple[int, int, int]) -> SameTraffic:
-    load = traffic.load.model_copy(update={"warmup_s": 0.0, "duration_s": WINDOW_S, "drain_s": DRAIN_S})
+    at_once = {"warmup_s": 0.0, "duration_s": WINDOW_S, "drain_s": DRAIN_S, "think_time_s": 0.0}
+    load = traffic.load.model_copy(update=at_once)
     return SameTraffic(load, traffic.workload, traffic.seed, shape=shape)
 
 

@@ -4,6 +4,7 @@ from llmpilot.workload.arrivals import gamma, poisson, replay
 from llmpilot.workload.joint import RequestStream, WorkloadModel, fit
 from llmpilot.workload.requests import PARAMETERS, Requests, concatenate, from_lengths
 from llmpilot.workload.shipped import SHIPPED, Workload, load_workload
+from llmpilot.workload.thinking import ThinkTimes
 from llmpilot.workload.trace import TraceColumns, read_trace
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "SHIPPED",
     "RequestStream",
     "Requests",
+    "ThinkTimes",
     "TraceColumns",
     "Workload",
     "WorkloadModel",

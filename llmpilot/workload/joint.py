@@ -38,13 +38,15 @@ class WorkloadModel:
     `cells` the bin of each parameter (parameters x cells), `weights` how many requests fell into each cell.
 
     `about` says where it comes from: name, source, licence, description. Equal content, equal
-    `content_hash`, whatever `about` says.
+    `content_hash`, whatever `about` says. `cached_share` of every prompt's tokens is known to the server
+    already (a system prompt, the conversation so far); None: nothing is said of it.
     """
 
     bins: tuple[Ints, ...]
     cells: NDArray[np.int32]
     weights: Ints
     about: Mapping[str, str] = field(default_factory=dict)
+    cached_share: float | None = None
 
     @property
     def rows(self) -> int:

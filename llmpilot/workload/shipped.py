@@ -1,43 +1,78 @@
 """The workload models that come with LLM-Pilot, and the `workload` part of the configuration."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from omegaconf import DictConfig
 from pydantic import Field, model_validator
 
-from llmpilot.config import Facts, parse
+from llmpilot.config import Facts, NonNegative, Share, parse
 from llmpilot.errors import ConfigError, did_you_mean
 from llmpilot.workload.joint import WorkloadModel, fit
+from llmpilot.workload.lengths import Spread, model_of_lengths
 from llmpilot.workload.requests import from_lengths
 
 FOLDER = Path(__file__).parent / "models"
 SHIPPED = ("paper", "production", "azure_code", "azure_conv")
 PREFIX = "shipped:"
-FIXED = "fixed"
+FIXED, SPREAD = "fixed", "lengths"
 LENGTHS = ("input_tokens", "output_tokens")
+DEVIATIONS = ("input_stdev_tokens", "output_stdev_tokens")
+MOST_DEVIATION = 3
+"""Means: beyond it nearly all that is sent is a single token."""
 Tokens = Annotated[int, Field(gt=0, le=10_000_000)]
 
 
 class Workload(Facts):
-    """Which workload model to draw requests from: `shipped:<name>`, the path of a fitted one, or `fixed`:
-    every request of `input_tokens` and `output_tokens`, one sequence, decoded greedily."""
+    """Which workload model to draw requests from: `shipped:<name>`, a fitted one's path, `fixed`, `lengths`.
+
+    `fixed`: every request has `input_tokens` and `output_tokens`, one sequence, decoded greedily. `lengths`:
+    those are means, with a standard deviation each [tokens]; null: as large as the mean. `cached_share` of
+    every prompt's tokens is in the server's cache; null: the engine's own setting says.
+    """
 
     name: str
     model: str | None = None
     input_tokens: Tokens | None = None
     output_tokens: Tokens | None = None
+    input_stdev_tokens: NonNegative | None = None
+    output_stdev_tokens: NonNegative | None = None
+    cached_share: Share | None = None
 
     @model_validator(mode="after")
     def _lengths_where_they_count(self) -> "Workload":
-        for key in LENGTHS:
+        for key in (*LENGTHS, *DEVIATIONS):
             given = getattr(self, key)
-            if self.model != FIXED and given is not None:
+            if given is None or self.model == SPREAD or (self.model == FIXED and key in LENGTHS):
+                continue
+            raise ValueError(
+                f"workload.{key}={given:g} is for lengths that are drawn around a mean: workload=lengths"
+                if key in DEVIATIONS
+                else f"workload.{key}={given} is for requests that are all alike: workload=fixed; or for "
+                "lengths around a mean: workload=lengths; all others have lengths of their own"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _deviations_are_possible(self) -> "Workload":
+        for key, deviation in zip(LENGTHS, DEVIATIONS, strict=True):
+            mean, given = getattr(self, key), getattr(self, deviation)
+            if mean is None or given is None:
+                continue
+            most = MOST_DEVIATION * mean if mean > 1 else 0
+            if given > most:
                 raise ValueError(
-                    f"workload.{key}={given} is for requests that are all alike: workload=fixed; "
-                    "all others have lengths of their own"
+                    f"workload.{deviation}={given:g} is too much beside workload.{key}={mean}: "
+                    f"a length is one token or more. Take at most {most}"
                 )
         return self
+
+    def spread(self, length: str, deviation: str) -> Spread:
+        """Return a length's mean and standard deviation, which is the mean where it is not given."""
+        mean, stdev = getattr(self, length), getattr(self, deviation)
+        usual = mean if mean > 1 else 0
+        return Spread(mean, usual if stdev is None else stdev)
 
 
 def load_workload(node: DictConfig | dict[str, Any]) -> WorkloadModel:
@@ -48,18 +83,27 @@ def load_workload(node: DictConfig | dict[str, Any]) -> WorkloadModel:
         TraceError: the file is missing, foreign or damaged.
     """
     facts = parse(Workload, node, "workload")
+    model = _model_of(facts)
+    return model if facts.cached_share is None else replace(model, cached_share=facts.cached_share)
+
+
+def _model_of(facts: Workload) -> WorkloadModel:
     if facts.model is None:
         raise ConfigError(
             "workload.model is missing: the path of a fitted workload model",
             cure="fit one with `python -m llmpilot task=workload trace.path=<your trace>`, then set "
             "workload.model=workload.parquet; or take a shipped one: workload=" + " | ".join(SHIPPED),
         )
-    if facts.model == FIXED:
+    if facts.model in (FIXED, SPREAD):
         if missing := [f"workload.{key}" for key in LENGTHS if getattr(facts, key) is None]:
             example = " ".join(f"{key}=64" for key in missing)
-            raise ConfigError(f"{' and '.join(missing)} is missing", cure=f"workload=fixed {example}")
+            raise ConfigError(f"{' and '.join(missing)} is missing", cure=f"workload={facts.model} {example}")
+        if facts.model == SPREAD:
+            return replace(
+                model_of_lengths(*map(facts.spread, LENGTHS, DEVIATIONS)), about={"name": facts.name}
+            )
         alike = from_lengths(*([getattr(facts, key)] for key in LENGTHS))
-        return fit(lambda: [alike])
+        return fit(lambda: [alike], about={"name": facts.name})
     if not facts.model.startswith(PREFIX):
         return WorkloadModel.load(Path(facts.model).expanduser())
     name = facts.model.removeprefix(PREFIX)

@@ -25,6 +25,9 @@ CLOSED = Traffic(Load(arrival="closed", users=[USERS], warmup_s=0.2, duration_s=
 OPEN = Traffic(
     Load(arrival="poisson", rates_per_s=[60], warmup_s=0.2, duration_s=0.6, drain_s=5), WORKLOAD, 5
 )
+THINKING = Traffic(
+    Load(arrival="closed", users=[1], warmup_s=0, duration_s=1.2, drain_s=5, think_time_s=0.1), WORKLOAD, 3
+)
 LONG = Traffic(  # answers of 2.5 s
     Load(arrival="closed", users=[2], warmup_s=0, duration_s=0.2, drain_s=1.5),
     fit(lambda: [from_lengths([5], [500])]),
@@ -54,6 +57,7 @@ def measured() -> tuple[dict[str, Records], pa.Table]:
         levels = {
             "closed": level(CLOSED, USERS, workers=2),
             "open": level(OPEN, 60, workers=2),
+            "thinking": level(THINKING, 1),
             "long": level(LONG, 2),
             **{name: level(in_every_way(name), 2, name) for name in ENGINES},
         }
@@ -131,6 +135,18 @@ def test_open_loop_counts_from_the_schedule(measured: tuple[dict[str, Records], 
     assert lengths(records.requests) == lengths(OPEN.requests().take(len(records)))
     assert records.dispatch_delay_us is not None
     assert (records.dispatch_delay_us >= 0).all()
+    assert set(records.failure[records.sent_us < records.window_us[1]]) == {""}
+
+
+def test_users_think_before_every_request(measured: tuple[dict[str, Records], pa.Table]) -> None:
+    records, times = measured[0]["thinking"], THINKING.think_times()
+    conserved(records)
+    assert times is not None
+    assert len(records) > 1
+    idle_us = records.sent_us - np.concatenate([[0], records.done_us[:-1]])
+    pauses_us = np.array([times.pause_s(number) for number in range(len(records))]) * 1e6
+    a_timers_tick_us = 2_000
+    assert (idle_us >= pauses_us - a_timers_tick_us).all()
     assert set(records.failure[records.sent_us < records.window_us[1]]) == {""}
 
 

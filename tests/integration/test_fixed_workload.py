@@ -5,11 +5,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from conftest import Run
-from tracked import client_here, read
+from tracked import client_here, read, runs
 
 from llmpilot import tracking
 from llmpilot.config import Tracking
-from llmpilot.dataset.runs import NO_FACTS, collect
+from llmpilot.dataset.runs import NO_FACTS, THINKING, collect
 from llmpilot.emulator import FixedTiming, Options, example_service, in_process
 from llmpilot.workload import load_workload
 
@@ -73,6 +73,48 @@ def test_lengths_that_are_missing_or_too_many(run: Run, wrong: tuple[str, ...], 
     ran = run(*SIMULATED, *wrong)
     assert ran.code == 2
     assert said in ran.err
+
+
+LENGTHS = ("workload=lengths", "workload.input_tokens=800", "workload.output_tokens=40")
+SHORT = ("tuner=none", "load.users=[8]", "load.duration_s=20", "load.warmup_s=2", "result_file=r.json")
+
+
+def test_means_cached_shares_and_thinking_change_what_is_simulated(run: Run) -> None:
+    facts = ("+gpu=a100", "+model=llama_3_1_8b", *LENGTHS, *SHORT)
+    levels = []
+    for more in ((), ("workload.cached_share=0.8",), ("load.think_time_s=5",)):
+        ran = run(*facts, *more)
+        assert ran.code == 0, ran.err
+        (level,) = read("r.json")["levels"]
+        levels.append(level)
+    plain, cached, thinking = levels
+    assert plain["input_tok_s"] / plain["requests_per_s"] == pytest.approx(800, rel=0.25)
+    assert cached["ttft_ms"]["mean"] < 0.8 * plain["ttft_ms"]["mean"]
+    assert thinking["concurrency_mean"] < 0.5 * plain["concurrency_mean"]
+    assert read("r.json")["workload"] == "lengths_800_40"
+    params = [run.data.params for run in runs()]
+    assert {p.get("workload.cached_share") for p in params} == {None, "0.8"}
+    assert {p["engine.prefix_hit_share"] for p in params} == {"0.0", "0.8"}
+    assert {p["load.think_time_s"] for p in params} == {"0.0", "5.0"}
+
+    # Users who think are no concurrency: neither table has them.
+    found = collect(Tracking(uri="sqlite:///mlflow.db"), simulated=True)
+    assert (len(found.dataset), found.left_out[THINKING]) == (2, 1)
+    rows = found.measurements.table
+    assert set(rows["length_kind"]) == {"mean"}
+    assert set(rows["input_tokens"]) == {800}
+    assert sorted(rows["prefix_hit_share"]) == [0.0, 0.8]
+
+
+def test_what_real_servers_cache_cannot_be_told_them(run: Run) -> None:
+    there = ("engine=openai", "deployment=external", "deployment.url=http://127.0.0.1:9")
+    for place in (there, (*SIMULATED, "deployment=process")):
+        ran = run(*place, *ALIKE, "workload.cached_share=0.5")
+        assert ran.code == 2
+        assert "workload.cached_share is for simulated services" in ran.err
+    ran = run(*SIMULATED, *ALIKE, "engine=sglang", "workload.cached_share=0.5", "engine.prefix_hit_share=0.4")
+    assert ran.code == 2
+    assert "different shares" in ran.err
 
 
 @pytest.mark.parametrize("task", ["tune", "emulate"])

@@ -26,7 +26,11 @@ def test_every_option_of_every_group_composes_and_parses(group: str, option: str
     prefix = "+" if group in ("gpu", "model") else ""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         task = ["task=evaluate"] if group == "predictor" else []
-        own = ["workload.input_tokens=64", "workload.output_tokens=64"] if option == "fixed" else []
+        own = (
+            ["workload.input_tokens=64", "workload.output_tokens=64"]
+            if option in ("fixed", "lengths")
+            else []
+        )
         cfg = compose("config", overrides=[*task, f"{prefix}{group}={option}", *own])
     if group in ("engine", "deployment"):
         cfg[group].update({"url": "http://127.0.0.1:8000"} if option == "external" else {})
