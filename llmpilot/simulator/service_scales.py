@@ -44,6 +44,11 @@ class Place:
     doublings: float
     """Logarithm to the base of two of its GPUs."""
 
+    @property
+    def profile(self) -> str:
+        """`2 x H100`: GPUs as tables and plots call them."""
+        return f"{round(2**self.doublings)} x {self.gpu.split(' ')[0]}"
+
     @classmethod
     def of_key(cls, key: str) -> "Place":
         """Return the place that a `factors.service_key` tells."""

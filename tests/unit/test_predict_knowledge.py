@@ -13,12 +13,14 @@ from llmpilot.dataset.measurements import CLOSED, OPEN, Measurements
 from llmpilot.dataset.runs import Collected
 from llmpilot.dataset.shipped import shipped_measurements
 from llmpilot.dataset.table import merge
+from llmpilot.predict.service.curves import Curve
 from llmpilot.predict.service.evidence import Evidence, Known
+from llmpilot.predict.service.first_token import FirstToken, as_seen
 from llmpilot.predict.service.kin import kind_of
 from llmpilot.predict.service.knowledge import Knowledge, shipped_knowledge
 from llmpilot.predict.service.learning import fit_knowledge
 from llmpilot.predict.service.levels import Level
-from llmpilot.predict.service.own_levels import OwnLevel, own_levels, residual_of
+from llmpilot.predict.service.own_levels import OwnLevel, levels_of, residual_of
 from llmpilot.predict.service.simulated import simulated
 from llmpilot.simulator.factors import NAMES, SHIPPED, family_of
 from llmpilot.simulator.service_scales import (
@@ -265,7 +267,7 @@ def test_own_runs_become_levels_of_the_services_that_they_ran() -> None:
         {"throughput_req_s": None},
         {"run_id": "unknown"},
     ]
-    first, second, third = own_levels(collected(changes, [("a", LLAMA)]))
+    first, second, third = levels_of(collected(changes, [("a", LLAMA)]))
     assert first.level.service == LLAMA
     assert (first.tpot_ms, first.ttft_ms, first.level.users) == (12.0, 90.0, 8.0)
     assert (first.level.input_tokens, first.level.output_tokens, first.level.wide) == (1000.0, 200.0, True)
@@ -275,8 +277,30 @@ def test_own_runs_become_levels_of_the_services_that_they_ran() -> None:
 
 
 def test_own_runs_condition() -> None:
-    found = own_levels(collected([{"tpot_ms_mean": 20.0}], [("a", LLAMA)]))
+    found = levels_of(collected([{"tpot_ms_mean": 20.0}], [("a", LLAMA)]))
     assert shipped_knowledge().conditioned_on(found).scale(LLAMA) > 1.2
+
+
+def test_own_facts_are_of_one_llm(conditioned: Knowledge) -> None:
+    assert conditioned.own_facts(KIN.model) == {"rows": 1, "profiles": ["1 x H100"]}
+    assert conditioned.own_facts(STRANGER.model) == {"rows": 0, "profiles": []}
+
+
+# --- first tokens as clients see them ---------------------------------------------------------------------
+
+
+def test_first_tokens_as_seen_make_the_end_as_much_later() -> None:
+    statistics = {("ttft_ms", "mean"): 20.0, ("ttft_ms", "p95"): 40.0, ("nttft_ms", "p50"): 0.2}
+    statistics |= {("tpot_ms", "mean"): 5.0, ("itl_ms", "p95"): 6.0, ("e2e_ms", "p95"): 1000.0}
+    latencies = {key: np.array([value, 2 * value]) for key, value in statistics.items()}
+    curve = Curve(np.ones(2), np.ones(2), latencies, np.zeros(2), 10.0, 100.0)
+    seen = as_seen(curve, FirstToken(offset_ms=7.0, scale=1.5, lag_tokens=4.0))
+    assert seen.overhead_ms == 7.0
+    later = {("ttft_ms", "mean"): 50.0, ("ttft_ms", "p95"): 80.0, ("nttft_ms", "p50"): 0.5}
+    later |= {("tpot_ms", "mean"): 5.0, ("itl_ms", "p95"): 6.0, ("e2e_ms", "p95"): 1030.0}
+    assert {key: values.tolist() for key, values in seen.latencies.items()} == {
+        key: pytest.approx([value, 2 * value]) for key, value in later.items()
+    }
 
 
 # --- kin --------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from statistics import NormalDist
 
 import numpy as np
 
@@ -119,7 +120,5 @@ def _normals(name: str, n: int, seed: int) -> Numbers:
 @lru_cache(maxsize=8)
 def _quantiles(n: int) -> Numbers:
     """Return the standard normal's quantiles in the middle of n equal shares, of variance 1."""
-    from scipy.special import ndtri  # slow to import, and seldom needed
-
-    middles = np.asarray(ndtri((np.arange(n) + 0.5) / n), dtype=np.float64)
+    middles = np.array([NormalDist().inv_cdf((at + 0.5) / n) for at in range(n)])
     return middles / middles.std() if n > 1 else middles

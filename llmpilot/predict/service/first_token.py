@@ -6,11 +6,12 @@ engine are fitted to the rows of that pair; and again for each GPU architecture,
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from llmpilot.predict.service.curves import Curve
 from llmpilot.simulator.step_model import Numbers
 
 Key = tuple[str, str, str]
@@ -78,6 +79,28 @@ def fit_all(
             rows = pair & np.array([one == key for one in keys])
             found[key] = fit_first_token(simulated_ttft_ms[rows], tpot_ms[rows], stated_ms[rows], common)
     return found
+
+
+def as_seen(curve: Curve, overhead: FirstToken) -> Curve:
+    """Return a curve's latencies as clients state them: first tokens later, and with them the end.
+
+    The milliseconds before the queue stay the same whatever the speed, tokens that a stream lags take longer
+    the slower the service is.
+    """
+    latencies = dict(curve.latencies)
+    tpot_ms, ttft_ms = latencies["tpot_ms", "mean"], latencies["ttft_ms", "mean"]
+    later_ms = (overhead.scale - 1.0) * ttft_ms + overhead.lag_tokens * tpot_ms
+    for (latency, statistic), values in curve.latencies.items():
+        if latency == "ttft_ms":
+            seen = overhead.scale * values + overhead.lag_tokens * tpot_ms
+        elif latency == "nttft_ms":
+            seen = overhead.scale * values + overhead.lag_tokens * tpot_ms / curve.mean_input_tokens
+        elif latency == "e2e_ms":
+            seen = values + later_ms
+        else:
+            continue
+        latencies[latency, statistic] = seen
+    return replace(curve, latencies=latencies, overhead_ms=overhead.offset_ms)
 
 
 def overhead_of(key: Key, fitted: Mapping[Key, FirstToken]) -> FirstToken:

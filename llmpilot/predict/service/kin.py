@@ -33,10 +33,15 @@ ROUNDING = 1.05
 
 @dataclass(frozen=True)
 class Errors:
-    """How far off predictions were that did not know what was left out: median |predicted / measured - 1|."""
+    """How far off predictions were that did not know what was left out.
+
+    `tpot` and `ttft` are medians of |predicted / measured - 1|; `tpot_within_80` the share of rows inside the
+    80% interval of their TPOT.
+    """
 
     rows: int
     tpot: float
+    tpot_within_80: float
     ttft: float | None
 
 

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmpilot.config import Model
 from llmpilot.predict.service.curves import Speeds
 from llmpilot.predict.service.evidence import Components, Evidence, Known
 from llmpilot.predict.service.first_token import FirstToken, Key, overhead_of
 from llmpilot.predict.service.kin import Case, Covered, Errors, Kin, by_datasheet, kin_of, with_lengths
-from llmpilot.simulator.factors import FACTORS, NAMES, SHIPPED, Factors, design, service_key
+from llmpilot.simulator.factors import FACTORS, NAMES, SHIPPED, Factors, design, family_of, service_key
 from llmpilot.simulator.service_scales import (
     CURVE,
     LEVEL,
@@ -164,6 +165,11 @@ class Knowledge:
             self._slopes[key] = (times[1:] - times[0]) / _STEP
         return self._slopes[key]
 
+    def own_facts(self, model: Model) -> dict[str, Any]:
+        """Return how many levels the user measured of an LLM, and on which GPU profiles."""
+        places = [place for one in self.own if (place := Place.of_key(one.key)).family == family_of(model)]
+        return {"rows": len(places), "profiles": sorted({place.profile for place in places})}
+
     @property
     def content_hash(self) -> str:
         """SHA-256 of what `to_dict` gives."""
@@ -194,7 +200,12 @@ class Knowledge:
                 for key, one in self.first_tokens.items()
             },
             "errors": {
-                case: {"rows": one.rows, "tpot": one.tpot, "ttft": one.ttft}
+                case: {
+                    "rows": one.rows,
+                    "tpot": one.tpot,
+                    "tpot_within_80": one.tpot_within_80,
+                    "ttft": one.ttft,
+                }
                 for case, one in self.errors.items()
             },
             "covered": {

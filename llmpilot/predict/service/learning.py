@@ -19,7 +19,7 @@ from llmpilot.predict.service.batches import fit_batches
 from llmpilot.predict.service.first_token import FirstToken, Key, fit_all, overhead_of
 from llmpilot.predict.service.fitting import Posterior, fit, prior, tabulated
 from llmpilot.predict.service.kin import Case, Covered, Errors, kind_of
-from llmpilot.predict.service.knowledge import ANY_CLIENT, Knowledge, Origin
+from llmpilot.predict.service.knowledge import ANY_CLIENT, DATASHEET, Knowledge, Origin
 from llmpilot.predict.service.levels import Level
 from llmpilot.predict.service.validation import (
     Z_80,
@@ -27,13 +27,14 @@ from llmpilot.predict.service.validation import (
     Training,
     batch_training_of,
     client_key,
+    factor_variance,
     fold_of,
     simulated_first_tokens,
     training_of,
 )
 from llmpilot.processes import Map
 from llmpilot.simulator.factors import rounded, service_key
-from llmpilot.simulator.service_scales import Place, Residual, ServiceScales
+from llmpilot.simulator.service_scales import NARROWER, Place, Residual, ServiceScales
 from llmpilot.simulator.service_settings import NEWEST
 from llmpilot.simulator.step_model import Numbers, StepModel
 
@@ -65,8 +66,8 @@ def fit_knowledge(
     spreads: dict[str, float] = {}
     for case, left_out in _CASES.items():
         note(f"judging predictions that do not know {left_out}")
-        steps, ttft = _left_out(known, first, case)
-        errors[case] = _errors(first, steps, ttft)
+        steps, spread, ttft = _left_out(known, first, case)
+        errors[case] = _errors(first, steps, spread, ttft)
         if case == "model":
             spreads = _spreads(first, ttft)
     return Knowledge(
@@ -147,13 +148,14 @@ def _first_tokens(known: Training, run_on: Map, note: Note) -> _FirstTokens:
     )
 
 
-def _left_out(known: Training, first: _FirstTokens, case: Case) -> tuple[Numbers, Numbers]:
+def _left_out(known: Training, first: _FirstTokens, case: Case) -> tuple[Numbers, Numbers, Numbers]:
     """Return errors without what the case leaves out (logs of measured over predicted).
 
-    Of all rows' TPOT [n rows], and of the sample's times to the first token beside their steps [n first].
+    Of all rows' TPOT [n rows], with the spread that is expected of them [n rows]; and of the sample's times
+    to the first token beside their steps [n first].
     """
     folds = np.array([_fold(level, case) for level in known.levels])
-    steps, ttft = np.zeros(len(folds)), np.zeros(len(first.rows))
+    steps, spread, ttft = np.zeros(len(folds)), np.ones(len(folds)), np.zeros(len(first.rows))
     table = known.table
     if case == "datasheet" and len(folds):
         table = tabulated(_without_tables(known.levels))
@@ -162,8 +164,11 @@ def _left_out(known: Training, first: _FirstTokens, case: Case) -> tuple[Numbers
         scales = scales_of(known, posterior, kept)
         error = np.log(known.tpot_ms[judged] / table.tpot_ms(posterior.logs, judged))
         places = [Place.of_key(service_key(known.levels[row].service)) for row in judged.tolist()]
-        expected = {place.key: scales.mean_and_variance(place)[0] for place in dict.fromkeys(places)}
-        steps[judged] = error - np.array([expected[place.key] for place in places])
+        expected = {place.key: scales.mean_and_variance(place) for place in dict.fromkeys(places)}
+        mean, variance = np.array([expected[place.key] for place in places]).T
+        steps[judged] = error - mean
+        variance = variance + factor_variance(table, posterior, judged)
+        spread[judged] = NARROWER * np.sqrt(variance + (DATASHEET if case == "datasheet" else 0.0))
         left = np.isin(first.rows, judged)
         if left.any():
             overheads = first.fitted(~left)
@@ -171,7 +176,7 @@ def _left_out(known: Training, first: _FirstTokens, case: Case) -> tuple[Numbers
                 one = overhead_of(first.keys[at], overheads)
                 seen_ms = one.ttft_ms(first.ttft_ms[at], first.tpot_ms[at])
                 ttft[at] = np.log(first.stated_ms[at] / seen_ms)
-    return steps, ttft
+    return steps, spread, ttft
 
 
 def _without_tables(levels: Sequence[Level]) -> list[Level]:
@@ -194,13 +199,18 @@ def _fold(level: Level, case: Case) -> str:
     return kind_of(level.service.model) if case == "kind" else fold_of(level, _FOLDS[case])
 
 
-def _errors(first: _FirstTokens, steps: Numbers, ttft: Numbers) -> Errors:
+def _errors(first: _FirstTokens, steps: Numbers, spread: Numbers, ttft: Numbers) -> Errors:
     def median(logs: Numbers) -> float:
         return round(float(np.median(np.abs(np.expm1(-logs)))), 4)
 
     # A time to the first token is off by its steps too.
     both = ttft + steps[first.rows]
-    return Errors(len(steps), median(steps) if len(steps) else 0.0, median(both) if len(both) else None)
+    return Errors(
+        rows=len(steps),
+        tpot=median(steps) if len(steps) else 0.0,
+        tpot_within_80=round(float(np.mean(np.abs(steps) <= Z_80 * spread)), 4) if len(steps) else 1.0,
+        ttft=median(both) if len(both) else None,
+    )
 
 
 def _spreads(first: _FirstTokens, ttft: Numbers) -> dict[str, float]:

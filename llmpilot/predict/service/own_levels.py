@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from pydantic import ValidationError
 
-from llmpilot.config import Gpu, Model
+from llmpilot.config import Gpu, Model, Tracking
 from llmpilot.dataset.measurements import CLOSED, OPEN
-from llmpilot.dataset.runs import Collected
+from llmpilot.dataset.runs import Collected, collect
 from llmpilot.predict.service.kin import by_datasheet
-from llmpilot.predict.service.levels import Level
+from llmpilot.predict.service.levels import OUR_CLIENT, Level
 from llmpilot.predict.service.simulated import Run, simulated
 from llmpilot.simulator.factors import NAMES, family_of, service_key
 from llmpilot.simulator.service_settings import ENGINE_NAMES, service_settings
@@ -22,7 +22,6 @@ from llmpilot.simulator.step_times import OperatorStepTimes
 if TYPE_CHECKING:
     from llmpilot.predict.service.knowledge import Knowledge, OwnResidual
 
-CLIENT = "llmpilot"
 TRIALS = 3
 """Simulations of an open loop, whose times do not rise in proportion with the steps'."""
 STEEPEST = 10.0
@@ -42,7 +41,16 @@ class OwnLevel:
     ttft_ms: float | None = None
 
 
-def own_levels(collected: Collected) -> list[OwnLevel]:
+def own_levels(tracking: Tracking) -> list[OwnLevel]:
+    """Return the levels of the user's own runs as `levels_of` does.
+
+    Raises:
+        TrackingError: MLflow cannot be read.
+    """
+    return levels_of(collect(tracking))
+
+
+def levels_of(collected: Collected) -> list[OwnLevel]:
     """Return the measured levels of the user's own runs that can be simulated as they were.
 
     Those of vLLM, SGLang and TensorRT-LLM, which state a time per output token and how many tokens the
@@ -141,7 +149,7 @@ def _level(row: int, values: Mapping[str, Any], model: Model, gpu: Gpu) -> Level
         rate_per_s=arrivals,
         at_once=None,
         n_requests=None if n is None else min(int(n), MOST_REQUESTS),
-        client=CLIENT,
+        client=OUR_CLIENT,
         wide=values["length_kind"] != "fixed",
     )
 

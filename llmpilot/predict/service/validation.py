@@ -178,7 +178,7 @@ def predict(
             related = kept[np.isin(known.table.families[kept], [level.family for level in chosen])]
             mean, variance = _near(known, posterior, related).mean_and_variance(places(chosen))
         scales[judged] = np.exp(mean)
-        variances[judged] = variance + _factor_variance(table, posterior, judged)
+        variances[judged] = variance + factor_variance(table, posterior, judged)
     overheads, spreads = _first_tokens(known, run_on, known_folds, folds.tolist(), levels)
     tasks = _tasks(levels, folds, posteriors, scales)
     note(f"simulating {len(levels)} levels in {len(tasks)} services")
@@ -247,7 +247,7 @@ def _curve(level: Level) -> Any:
     return (level.family, level.service.gpu.name, settings, level.input_tokens, level.output_tokens)
 
 
-def _factor_variance(table: Table, posterior: Posterior, rows: Rows) -> Numbers:
+def factor_variance(table: Table, posterior: Posterior, rows: Rows) -> Numbers:
     """Return the variance that the factors' leaves in the rows' predictions [n] (log units)."""
     at = np.log(table.tpot_ms(posterior.logs, rows))
     step = 1e-4

@@ -1,0 +1,46 @@
+"""The user's own runs of today's engines, from MLflow, as levels that what is known is conditioned on."""
+
+import numpy as np
+import pytest
+from conftest import Run
+from tracked import client_here, read
+
+from llmpilot import catalog, tracking
+from llmpilot.config import Tracking
+from llmpilot.predict.service.knowledge import shipped_knowledge
+from llmpilot.predict.service.own_levels import own_levels
+from llmpilot.simulator.service_settings import service_settings
+from llmpilot.simulator.step_model import StepModel
+
+STORE = Tracking(uri="sqlite:///mlflow.db")
+RUN = (
+    *("+gpu=h100", "gpu.count=2", "+model=qwen3_14b", "engine=vllm", "engine.max_num_seqs=128"),
+    *("workload=fixed", "workload.input_tokens=800", "workload.output_tokens=100", "tuner=none"),
+    *("load.duration_s=20", "load.warmup_s=3", "result_file=r.json"),
+)
+
+
+@pytest.mark.parametrize("load", [("load.users=[4,16]",), ("load=poisson", "load.rates_per_s=[2,6]")])
+def test_a_run_is_simulated_again_as_it_was(run: Run, load: tuple[str, ...]) -> None:
+    """Had the simulated service been measured, it would be as fast as it is expected to be."""
+    ran = run(*RUN, *load)
+    assert ran.code == 0, ran.err
+    assert own_levels(STORE) == [], "a simulated run says nothing new"
+
+    client_here().set_tag(read("r.json")["run_id"], tracking.TAG_MEASUREMENT, "measured")
+    found = own_levels(STORE)
+    gpu = catalog.gpus(["h100"])["h100"].model_copy(update={"count": 2})
+    model = catalog.models(["qwen3_14b"])["qwen3_14b"]
+    service = StepModel(model, gpu, service_settings("vllm", gpu, max_num_seqs=128))
+    assert len(found) == 2
+    assert {one.level.service.settings.max_num_seqs for one in found} == {128}
+    assert {(one.level.input_tokens, one.level.output_tokens) for one in found} == {(800.0, 100.0)}
+
+    knowledge = shipped_knowledge()
+    conditioned = knowledge.conditioned_on(found)
+    assert conditioned.own_facts(model) == {"rows": 2, "profiles": ["2 x H100"]}
+    steps = [np.log(knowledge.scale(service)) - one.steps for one in conditioned.own]
+    assert steps == pytest.approx([0.0, 0.0], abs=0.06)
+    assert conditioned.scale(service) == pytest.approx(knowledge.scale(service), rel=0.05)
+    assert conditioned.spread(service) < 0.8 * knowledge.spread(service)
+    assert conditioned.kin(service).case == "service"
