@@ -106,8 +106,8 @@ class Knowledge:
     def speeds(self, services: Sequence[StepModel], draws: int, seed: int) -> list[Speeds]:
         """Return joint draws of what may be true of each service beside what is expected of it.
 
-        Expected are step times by factors and `scale`, and simulated times to the first token as `first_token`
-        has clients see them. A service's own draws are the same whichever others are asked for.
+        Expected are step times by factors and `scale`, and simulated times to the first token as
+        `first_token` has clients see them. A service's own draws are the same whichever others are asked for.
         """
         found = []
         for service in services:

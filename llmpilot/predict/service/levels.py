@@ -79,8 +79,9 @@ class Level:
     def begins_at_once(self) -> bool:
         """Whether a closed loop's figures have its start in them, where all users begin together.
 
-        InferenceX's do, and our own under requests that are all alike, which go on in step. So do those of SGLang under fixed lengths of multiples of 128, as load tests have
-        them: prompts go before decoding there, so that users who began together go on so, wave after wave.
+        InferenceX's do, and our own under requests that are all alike, which go on in step. So do those of
+        SGLang under fixed lengths of multiples of 128, as load tests have them: prompts go before decoding
+        there, so that users who began together go on so, wave after wave.
         NVIDIA's runs of round lengths (1,000, 2,000 ...) show no waves.
         """
         alike = self.least_share == 1.0 and not self.wide
