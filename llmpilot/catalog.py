@@ -16,6 +16,7 @@ from llmpilot.config import Gpu, Model, parse, plain
 from llmpilot.errors import ConfigError, did_you_mean
 from llmpilot.hf_config import model_from_hf_config
 from llmpilot.hub import option_of
+from llmpilot.prices import KnownType, PriceList, find, shipped
 
 FROM_HF_CONFIG = "hf"  # the option of the model group that describes no model, but derives one
 
@@ -27,32 +28,65 @@ def conf_dir() -> Path:
     return packed if packed.is_dir() else package.parent / "conf"
 
 
-def gpus(names: Sequence[str] | None = None) -> dict[str, Gpu]:
+def gpus(names: Sequence[str] | None = None, prices: PriceList | None = None) -> dict[str, Gpu]:
     """Return option name -> GPU profile of one GPU; all options, or those named, in the order given.
+
+    Their prices are those of one list, by default the one of `conf/config.yaml`.
 
     Raises:
         ConfigError: a name is no option of the gpu group, or its file is wrong.
     """
-    return {name: parse(Gpu, _load("gpu", name) | {"count": 1}, "gpu") for name in _chosen("gpu", names)}
+    used = price_list() if prices is None else prices
+    return {
+        name: parse(Gpu, _at_prices(_load("gpu", name) | {"count": 1}, name, used), "gpu")
+        for name in _chosen("gpu", names)
+    }
 
 
-def gpu_profiles(names: Sequence[str] | None = None) -> list[Gpu]:
-    """Return every GPU profile with a price: each GPU type in each count that has one.
+def gpu_profiles(names: Sequence[str] | None = None, prices: PriceList | None = None) -> list[Gpu]:
+    """Return every GPU profile that a list of prices has: each GPU type in each count with a price.
 
     Raises:
         ConfigError: a name is no option of the gpu group, its file is wrong, or none of those has a price.
     """
+    used = price_list() if prices is None else prices
     profiles = [
         gpu.model_copy(update={"count": count})
-        for gpu in gpus(names).values()
+        for gpu in gpus(names, used).values()
         for count in sorted(gpu.price_per_hour)
     ]
     if names and not profiles:
+        others = [f"prices={name}" for name in shipped() if set(names) & set(price_list(name).options)]
+        file = "prices=FILE, a CSV file with the header gpu,count,price_per_hour"
         raise ConfigError(
             f"no price of {', '.join(names)} is known",
-            cure=f"give one in conf/gpu/{names[0]}.yaml, or with prices=FILE",
+            given=f"prices={used.name} ({used.label})",
+            cure=", or ".join([*others, file]),
         )
     return profiles
+
+
+def price_list(
+    prices: str | Path | None = None, kind: str | None = None, region: str | None = None
+) -> PriceList:
+    """Return the list of prices of that name or in that file; None: the default one.
+
+    `kind` (on_demand, spot) and `region` are for files in the format of SkyPilot's catalogue.
+
+    Raises:
+        ConfigError: no such list or file, or one that cannot be used.
+    """
+    chosen = str(_read(conf_dir() / "config.yaml")["prices"]) if prices is None else prices
+    return find(chosen, _types(), kind, region)
+
+
+def composed_prices(config: DictConfig) -> PriceList:
+    """Return the list of prices that a composed configuration names.
+
+    Raises:
+        ConfigError: as `price_list`.
+    """
+    return price_list(config.get("prices"), config.get("prices_kind"), config.get("prices_region"))
 
 
 def models(names: Sequence[str] | None = None) -> dict[str, Model]:
@@ -113,13 +147,28 @@ def models_in_folder(path: str | Path) -> tuple[dict[str, Model], dict[str, Conf
     return found, refused
 
 
-def build_gpu(node: DictConfig | dict[str, Any]) -> Gpu:
+def build_gpu(node: DictConfig | dict[str, Any], prices: PriceList | None = None) -> Gpu:
     """Return the GPU profile that the composed `gpu` node describes.
 
+    Its prices are those of a list, by default the default one; a price in the node wins over the list's.
+
     Raises:
-        ConfigError: an unknown key, an impossible value, or a count without a price.
+        ConfigError: an unknown key, an impossible value, or a count that there is not.
     """
-    return parse(Gpu, node, "gpu")
+    facts = plain(node)
+    if not isinstance(facts, dict):
+        return parse(Gpu, node, "gpu")
+    option = {kind.name: option for option, kind in _types().items()}.get(str(facts.get("name")), "")
+    return parse(Gpu, _at_prices(facts, option, price_list() if prices is None else prices), "gpu")
+
+
+def composed_gpu(config: DictConfig) -> Gpu:
+    """Return the GPU profile of a composed configuration at the prices that it names.
+
+    Raises:
+        ConfigError: as `build_gpu` and `price_list`.
+    """
+    return build_gpu(config.gpu, composed_prices(config))
 
 
 def build_model(node: DictConfig | dict[str, Any]) -> Model:
@@ -160,6 +209,35 @@ def served_model(config: DictConfig) -> Model:
                 "null is what the checkpoint says",
             )
     return build_model(config.model).at_precision(asked["precision"], asked["kv_precision"])
+
+
+def _at_prices(facts: dict[str, Any], option: str, prices: PriceList) -> dict[str, Any]:
+    """Return the facts of a GPU type with the prices of a list; those that they have themselves stay."""
+    given = facts.get("price_per_hour")
+    if given is not None and not isinstance(given, dict):
+        return facts  # which its schema refuses
+    own = {_count(count): price for count, price in (given or {}).items()}
+    listed = {count: price for count, price in prices.of(option).items() if count not in own}
+    source = facts.get("price_source")
+    if source is None or facts.get("count") not in own:
+        source = prices.label if listed else f"no price in {prices.label}"
+        if facts.get("count") in own:
+            source = "given: gpu.price_per_hour"
+    return facts | {"price_per_hour": listed | own, "price_source": source}
+
+
+def _count(text: Any) -> Any:
+    """Return a count as the number it is: `+gpu.price_per_hour.3=` makes a text of it."""
+    return int(text) if isinstance(text, str) and text.isdecimal() else text
+
+
+def _types() -> dict[str, KnownType]:
+    """Return what a list of prices has to know of each GPU type."""
+    found = {}
+    for option in options("gpu"):
+        facts = _load("gpu", option)
+        found[option] = KnownType(str(facts.get("name")), tuple(facts.get("counts") or ()))
+    return found
 
 
 def root_keys(task: str) -> set[str]:

@@ -64,11 +64,12 @@ class Gpu(Facts):
     tflops_fp4: Rate | None = None
     link: Literal["pcie3", "pcie4", "pcie5", "nvlink", "infinity-fabric"]
     link_gb_s: Rate
-    price_per_hour: dict[PositiveInt, PositiveFloat]
-    """Count: $ per hour of a pod; empty where no list price is known."""
+    price_per_hour: dict[PositiveInt, PositiveFloat] = Field(default_factory=dict)
+    """Count: $ per hour of a pod; empty where the list of prices does not have this type."""
     counts: tuple[PositiveInt, ...] = ()
-    """Counts that there are beside those with a price: they can be simulated, not ranked by cost."""
-    price_source: str
+    """Counts that there are: those without a price can be simulated, not ranked by cost."""
+    price_source: str = ""
+    """Whose prices these are, of what kind, where and when."""
     datasheet: str
     count: PositiveInt = 1
     profile: str | None = None
@@ -79,9 +80,8 @@ class Gpu(Facts):
             raise ValueError(f"gpu.price_per_hour of {self.name} is empty, and so is gpu.counts: fill in one")
         if self.count not in self.possible_counts:
             there = ", ".join(str(n) for n in self.possible_counts)
-            what = "there is a price for" if self.price_per_hour else "a pod has"
             raise ValueError(
-                f"gpu.count={self.count} is not sold for {self.name}: {what} {there}. "
+                f"gpu.count={self.count} is not sold for {self.name}: a pod has {there}. "
                 f"Take one of these, or add a price: +gpu.price_per_hour.{self.count}=<$ per hour>"
             )
         return self
@@ -111,8 +111,8 @@ class Gpu(Facts):
         if not self.priced:
             raise ConfigError(
                 f"no price of {self.label} is known",
-                given=f"gpu.price_per_hour={self.price_per_hour}",
-                cure=f"give one: +gpu.price_per_hour.{self.count}=<$ per hour>",
+                given=self.price_source or f"gpu.price_per_hour={self.price_per_hour}",
+                cure=f"give one: +gpu.price_per_hour.{self.count}=<$ per hour>; or take another prices=",
             )
         return self.price_per_hour[self.count]
 

@@ -10,9 +10,13 @@ from typing import Any, TypeVar
 
 from llmpilot import catalog
 from llmpilot.config import Gpu, Model
+from llmpilot.prices import PriceList
 
 NOT_OF_A_MODEL = {"name", "hf_id", "aliases", "quantize_to", "source"}
 NOT_OF_A_GPU = {"name", "count", "price_per_hour", "counts", "price_source", "datasheet"}
+
+PAPER_PRICES = "paper"
+"""The list of the LLM-Pilot paper's prices, of 2023."""
 
 Named = TypeVar("Named", Model, Gpu)
 
@@ -59,6 +63,17 @@ def known_models() -> dict[str, Model]:
     return {model.name: model for model in catalog.models().values()}
 
 
-def known_gpus() -> dict[str, Gpu]:
-    """Return the catalogue's GPU types by name."""
-    return {gpu.name: single(gpu) for gpu in catalog.gpus().values()}
+def known_gpus(prices: PriceList | None = None) -> dict[str, Gpu]:
+    """Return the catalogue's GPU types by name, at the prices of a list or the default one."""
+    return {gpu.name: single(gpu) for gpu in catalog.gpus(prices=prices).values()}
+
+
+def prices_for(names: Iterable[str]) -> PriceList:
+    """Return the one list at which measurements on these GPU types are judged, by their names.
+
+    Measurements on the paper's GPU types are judged at the paper's prices, which decide what is best in its
+    evaluation; where any other is among them, all are judged at the default list's.
+    """
+    paper = catalog.price_list(PAPER_PRICES)
+    there = {gpu.name for gpu in catalog.gpus(paper.options).values()}
+    return paper if set(names) <= there else catalog.price_list()

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmpilot import catalog
-from llmpilot.dataset.facts import known_gpus
+from llmpilot.dataset.facts import PAPER_PRICES, known_gpus
 from llmpilot.dataset.table import COLUMNS, KEYS, Dataset, DatasetError, frame_of
 from llmpilot.files import write_text
 from llmpilot.simulator.recordings import CATALOGUE, OK, WINDOW_S, summarize
@@ -127,7 +127,8 @@ def write_shipped(dataset: Dataset, path: Path) -> None:
 
 
 def _with_facts(table: pd.DataFrame) -> Dataset:
-    return Dataset(table, catalog.models(sorted(set(table["model"]))), known_gpus())
+    models = catalog.models(sorted(set(table["model"])))
+    return Dataset(table, models, known_gpus(catalog.price_list(PAPER_PRICES)))
 
 
 def _open(path: Path) -> pq.ParquetFile:

@@ -10,7 +10,15 @@ import numpy as np
 import pandas as pd
 
 from llmpilot.config import Gpu, Model
-from llmpilot.dataset.facts import fingerprint, keyed, known_gpus, known_models, single, speed_facts
+from llmpilot.dataset.facts import (
+    fingerprint,
+    keyed,
+    known_gpus,
+    known_models,
+    prices_for,
+    single,
+    speed_facts,
+)
 from llmpilot.errors import PilotError
 
 WHOLE = ("count", "users")
@@ -110,7 +118,9 @@ def merge(*datasets: Dataset) -> Dataset:
     catalogue, or several sets of facts under one name, become `name@<digits of their hash>`.
     """
     models = keyed((model for one in datasets for model in one.models.values()), known_models())
-    gpus = keyed((gpu for one in datasets for gpu in one.gpus.values()), known_gpus())
+    used = {one.gpus[key].name for one in datasets for key in set(one.table["gpu"])}
+    known = known_gpus(prices_for(used))
+    gpus = keyed((gpu for one in datasets for gpu in one.gpus.values()), known)
 
     def renamed(one: Dataset) -> pd.DataFrame:
         model_keys = {key: models[model.name, fingerprint(model)][0] for key, model in one.models.items()}

@@ -59,7 +59,8 @@ def recommend(
         nttft_ms: largest median time to first token per input token [ms]; None: any.
         risk: largest probability with which the SLA may be missed.
         gpus: GPU types to choose from, as on the command line (`a100`); None: all of the catalogue.
-        prices: a CSV or YAML file of gpu, count, price_per_hour that replaces the catalogue's prices.
+        prices: whose: the name of a list that ships ("aws", "runpod", "verda_spot"), or a CSV or YAML file of
+            gpu, count, price_per_hour, which replaces it; None: the default list.
         dataset: what to learn from: "published", a file that `task=dataset` wrote, or a data set.
         tracking_uri: where own runs are; None: MLFLOW_TRACKING_URI, else `mlflow.db` in this directory.
         runs: whether to read them. Those of this very model condition the prediction.
@@ -92,7 +93,7 @@ def recommend(
     sla = parse(Sla, {"nttft_ms": nttft_ms, "itl_ms": itl_ms}, "sla")
     need_of(asked.users, sla)
     facts = model_of(model)
-    profiles, _ = profiles_at(None if prices is None else Path(prices), gpus)
+    profiles = profiles_at(prices, gpus)
     workload = load_workload({"name": WORKLOAD, "model": f"shipped:{WORKLOAD}"})
     data = (
         dataset

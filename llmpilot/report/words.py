@@ -36,12 +36,19 @@ def conclusion(result: Result) -> str:
     promise = f"the SLA ({sla_of(result).label}"
     promise += f", failures <= {result['sla']['max_failure_rate']:.1%})"
     if not result["level_max"]:
-        dear = "" if price_per_hour is None else f" (${price_per_hour:.2f}/h)"
+        dear = "" if price_per_hour is None else f" (${price_per_hour:.2f}/h{_whose(result)})"
         return f"{service(result)} keeps {promise} at no measured level{dear}."
     price = result["cost_per_million_output_tokens"]
     cost = "" if price_per_hour is None else f"; ${price_per_hour:.2f}/h"
     cost += f", ${price:.2f} per million output tokens there" if price is not None else ""
+    cost += f" ({source})" if cost and (source := result.get("price_source")) else ""
     return f"{service(result)} takes {result['level_max']:g} {result['level_unit']} within {promise}{cost}."
+
+
+def _whose(result: Result) -> str:
+    """Return whose prices these are, as far as the result says."""
+    source = result.get("price_source")
+    return f", {source}" if source else ""
 
 
 def mark(level: dict[str, Any]) -> str:

@@ -64,6 +64,11 @@ class Cell:
         """Price of one pod [$ per hour]; None where it is not known what it runs on."""
         return self.gpu.cost_per_hour if self.gpu is not None and self.gpu.priced else None
 
+    @property
+    def price_source(self) -> str | None:
+        """Whose price that is, of what kind and when; None where there is none."""
+        return self.gpu.price_source if self.gpu is not None and self.gpu.priced else None
+
     def start(self) -> AbstractContextManager[Endpoint]:
         """Start the service where it is to run; it ends with the context."""
         return self.deployment.start(
@@ -128,7 +133,7 @@ def compose(cfg: DictConfig) -> Cell:
         DoesNotFitError: the model, or one request of the workload, does not fit on the GPU profile.
     """
     model = catalog.served_model(cfg) if "model" in cfg else None
-    gpu = catalog.build_gpu(cfg.gpu) if "gpu" in cfg else None
+    gpu = catalog.composed_gpu(cfg) if "gpu" in cfg else None
     if model is not None and gpu is not None and (remark := require_units(model, gpu)):
         note(remark, style="yellow")
     engine, deployment = build(cfg.engine, "engine"), build(cfg.deployment, "deployment")
@@ -183,7 +188,7 @@ def _batch_weight(cfg: DictConfig, engine: InferenceEngine, deployment: Place, h
                 cure="leave it out, and give the server its own limit when you start it",
             )
         return None
-    model, gpu = catalog.served_model(cfg), catalog.build_gpu(cfg.gpu)
+    model, gpu = catalog.served_model(cfg), catalog.composed_gpu(cfg)
     memory = deployment.memory(engine, model, gpu)
     if memory is not None and memory.kv_capacity_tokens < heaviest:
         require_fit(model, gpu, memory, heaviest, cure=_room_for(deployment, engine, model, gpu, heaviest))

@@ -185,6 +185,7 @@ def conclude(
         "level_unit": cell.load.unit,
         "cost_per_hour": cell.cost_per_hour,
         "cost_per_million_output_tokens": price,
+        "price_source": cell.price_source,
         "sla": cell.sla.model_dump(),
         "levels": levels,
     }

@@ -101,7 +101,7 @@ def _options(cfg: DictConfig) -> Options:
 
 
 def _service(cfg: DictConfig) -> EmulatedService:
-    model, gpu = catalog.served_model(cfg), catalog.build_gpu(cfg.gpu)
+    model, gpu = catalog.served_model(cfg), catalog.composed_gpu(cfg)
     engine = build(cfg.engine, "engine")
     if "simulated" not in engine.places:
         raise ConfigError(

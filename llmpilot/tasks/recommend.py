@@ -28,7 +28,6 @@ class Asking(Asked):
     """The task's part of the configuration."""
 
     catalog: Annotated[list[str] | None, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = None
-    prices: str | None = None
     dataset: str = PUBLISHED
     runs: bool = True
     simulated: bool = False
@@ -50,7 +49,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     pod = parse(Pod, _texts(cfg.pod), "pod")
     if asking.manifest is not None:
         _require_place(asking.manifest)
-    profiles, own_prices = profiles_at(Path(asking.prices) if asking.prices else None, asking.catalog)
+    prices = catalog.composed_prices(cfg)
+    profiles = profiles_at(prices, asking.catalog)
     if asking.manifest is not None:
         vllm_argv(model, profiles[0])  # refuses now what it would refuse in the end
     workload = load_workload(cfg.workload)
@@ -75,10 +75,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             learned,
         )
     show(advice)
-    if own_prices:
-        others = len(profiles) - own_prices
-        say(f"prices: {own_prices} of {asking.prices}, {others} of the catalogue")
-    result = advice.to_dict() | {"predictor": predictor.name, "dataset": data.content_hash}
+    say(f"prices: {prices.label}")
+    result = advice.to_dict() | {
+        "predictor": predictor.name,
+        "dataset": data.content_hash,
+        "prices": prices.to_dict(),
+    }
     return result | {"manifest": _write_manifest(advice, asking.manifest, pod)}
 
 

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 from rich.table import Table
 
 import llmpilot
-from llmpilot import console, interrupts, tracking
+from llmpilot import catalog, console, interrupts, tracking
 from llmpilot.config import Facts, Sla, Tracking, build, parse, parse_seed
 from llmpilot.console import err, note, say
 from llmpilot.dataset import Dataset
@@ -44,7 +44,6 @@ class Training(Facts):
     runs: bool = True
     simulated: bool = False
     catalog: Annotated[list[str] | None, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = None
-    prices: str | None = None
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     store = parse(Tracking, cfg.tracking, "tracking")
     evaluation = parse(Evaluation, cfg.evaluate, "evaluate")
     need = paper_need(cfg.users, parse(Sla, cfg.sla, "sla"))
-    profiles, _ = profiles_at(Path(settings.prices) if settings.prices else None, settings.catalog)
+    profiles = profiles_at(catalog.composed_prices(cfg), settings.catalog)
     workload, seed = load_workload(cfg.workload), parse_seed(cfg.seed)
     data = _data(settings, store, str(cfg.workload.name))
     refuse_unknown_profiles(data, evaluation.measured)

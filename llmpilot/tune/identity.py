@@ -24,6 +24,7 @@ class Identity:
         if settings.objective != COST:
             decisive["load"].pop("users")
             decisive["gpu"].pop("price_per_hour")
+            decisive["gpu"].pop("price_source", None)
         if settings.objective in ("e2e_ms.p50", "throughput_tok_s"):
             decisive["sla"] = {"max_failure_rate": facts["sla"]["max_failure_rate"]}
         decisive["tuner"] = settings.identity() | {"bounds": [bounds.lower, bounds.upper, bounds.step]}

@@ -110,12 +110,17 @@ def test_any_hugging_face_model_and_the_manifest(recommend: Callable[..., dict[s
 
 
 def test_own_prices_decide(recommend: Callable[..., dict[str, Any]]) -> None:
-    Path("prices.csv").write_text("gpu,count,price_per_hour\nh100,4,0.01\n")
+    Path("prices.csv").write_text("gpu,count,price_per_hour\nh100,4,0.01\nl4,1,9\n")
     result = recommend(*HEADLINE, "prices=prices.csv")
     best = result["recommended"]
     assert (best["gpu"], best["count"]) == ("H100", 4)
     assert best["cost_per_hour"] == pytest.approx(0.01 * best["pods"])
-    assert "1 of prices.csv" in result["printed"]
+    assert {(row["gpu"], row["count"]) for row in result["ranking"]} == {("H100", 4), ("L4", 1)}
+    assert "prices: prices.csv, as given" in result["printed"]
+    rented = recommend(*HEADLINE, "prices=runpod")
+    assert rented["prices"]["provider"] == "RunPod secure cloud"
+    assert rented["prices"]["date"] == "2026"
+    assert {row["gpu"] for row in rented["ranking"]} >= {"MI300X", "RTX-4090"}
 
 
 def test_where_nothing_will_do_the_answer_says_so(recommend: Callable[..., dict[str, Any]]) -> None:
@@ -127,7 +132,7 @@ def test_where_nothing_will_do_the_answer_says_so(recommend: Callable[..., dict[
     assert not Path("m.yaml").exists()
     tiny = recommend("task=recommend", *OVERRIDES, "+model=deepseek_v3", "catalog=t4")
     assert tiny["recommended"] is None
-    assert "fits on none of the 3 GPU profiles" in tiny["reason"]
+    assert "fits on none of the 4 GPU profiles" in tiny["reason"]
 
 
 def test_runs_of_this_model_condition_the_prediction(

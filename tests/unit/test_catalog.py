@@ -83,13 +83,9 @@ def test_gpu_is_plausible(gpu: Gpu) -> None:
     expected = {"pcie3": 32, "pcie4": 64, "pcie5": 128}
     assert gpu.link_gb_s == expected.get(gpu.link, gpu.link_gb_s)
     assert "http" in gpu.datasheet or "does not publish" in gpu.datasheet
-    if not gpu.price_per_hour:
-        assert gpu.counts
-        assert not gpu.priced
-        assert "no list price" in gpu.price_source
-        return
-    assert any(year in gpu.price_source for year in ("2023", "2025", "2026"))
-    assert "paper" in gpu.price_source or "not re-checked" in gpu.price_source
+    assert gpu.counts
+    assert gpu.priced == bool(gpu.price_per_hour)
+    assert gpu.price_source == ("" if gpu.priced else "no price in ") + catalog.price_list().label
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
@@ -118,22 +114,15 @@ def test_tflops_are_dense(name: str, with_sparsity: float) -> None:
     assert GPUS[name].tflops_fp16 == pytest.approx(with_sparsity / 2, rel=0.02)
 
 
-def test_prices_are_the_papers() -> None:
-    ours = {gpu.label: gpu.cost_per_hour for gpu in catalog.gpu_profiles()}
+def test_prices_of_the_paper_are_the_papers() -> None:
+    ours = {gpu.label: gpu.cost_per_hour for gpu in catalog.gpu_profiles(prices=catalog.price_list("paper"))}
     for row in csv.DictReader(PAPER_PRICES.splitlines()):
         assert ours[row["GPU"]] == float(row["price"])
 
 
 def test_profiles_are_every_count_that_is_sold() -> None:
-    profiles = catalog.gpu_profiles(["a10", "h100"])
-    assert [gpu.label for gpu in profiles] == [
-        "1 x A10",
-        "2 x A10",
-        "1 x H100",
-        "2 x H100",
-        "4 x H100",
-        "8 x H100",
-    ]
+    profiles = catalog.gpu_profiles(["l4", "b300"], catalog.price_list("runpod"))
+    assert [gpu.label for gpu in profiles] == ["1 x L4", "2 x L4", "4 x L4", "8 x L4", "1 x B300", "2 x B300"]
     names = [gpu.label for gpu in catalog.gpu_profiles()]
     assert len(set(names)) == len(names) == sum(len(gpu.price_per_hour) for gpu in GPUS.values())
 
@@ -187,10 +176,17 @@ def test_composed_nodes_become_objects() -> None:
     with initialize_config_dir(str(catalog.conf_dir()), version_base=None):
         config = compose(overrides=["+gpu=a100", "gpu.count=4", "+model=starcoder"])
         repriced = compose(overrides=["+gpu=a100", "gpu.price_per_hour={1: 2.5}"])
+        three = compose("config", overrides=["+gpu=a100", "gpu.count=3", "+gpu.price_per_hour.3=7"])
+        rented = compose("config", overrides=["+gpu=h100", "gpu.count=8", "prices=runpod"])
     assert catalog.build_gpu(config.gpu).label == "4 x A100-40GB"
-    assert catalog.build_gpu(config.gpu).cost_per_hour == 16.385
+    assert catalog.build_gpu(config.gpu).cost_per_hour == catalog.price_list().price("a100", 4)
+    assert catalog.build_gpu(config.gpu).price_source == catalog.price_list().label
     assert catalog.build_model(config.model) == MODELS["starcoder"]
     assert catalog.build_gpu(repriced.gpu).cost_per_hour == 2.5
+    assert catalog.build_gpu(repriced.gpu).price_source == "given: gpu.price_per_hour"
+    assert catalog.composed_gpu(three).cost_per_hour == 7
+    assert catalog.composed_gpu(rented).cost_per_hour == catalog.price_list("runpod").price("h100", 8)
+    assert catalog.composed_gpu(rented).price_source == "RunPod secure cloud, on demand, all regions, 2026"
 
 
 def test_a_gpu_without_a_price_is_simulated_but_not_ranked() -> None:

@@ -13,6 +13,7 @@ ORDER = [
     "config",
     "hf_config",
     "hub",
+    "prices",
     "catalog",
     "workload",
     "sizing precision",

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import llmpilot
-from llmpilot import catalog, recommend
+from llmpilot import recommend
 from llmpilot.dataset import published
 from llmpilot.errors import ConfigError
 from llmpilot.predict.pilot.pilot import Pilot
@@ -37,14 +37,14 @@ def test_it_is_a_function_of_the_package() -> None:
 
 
 def test_the_ranking_is_a_frame() -> None:
-    Path("mine.yaml").write_text("h100: {1: 0.5}\n")
+    Path("mine.yaml").write_text("h100: {1: 0.5, 2: 1.5}\nt4: {1: 9}\n")
     light = Pilot(name="pilot", views=[["closed_form"]], trees=20, fold_trees=5)
     ranking = recommend(
         "starcoder", 200, gpus=["t4", "h100"], prices="mine.yaml", runs=False, predictor=light
     )
     assert isinstance(ranking, pd.DataFrame)
     profiles = {(row.gpu, row.count) for row in ranking[["gpu", "count"]].itertuples(index=False)}
-    assert profiles == {(gpu.name, gpu.count) for gpu in catalog.gpu_profiles(["t4", "h100"])}
+    assert profiles == {("T4", 1), ("H100", 1), ("H100", 2)}
     best = ranking.iloc[0]
     assert (best["gpu"], best["count"], best["cost_per_hour"]) == ("H100", 1, 0.5 * best["pods"])
     # What was published of this very model conditions the prediction.

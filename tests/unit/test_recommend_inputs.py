@@ -13,7 +13,6 @@ from llmpilot.dataset import published, save
 from llmpilot.errors import ConfigError
 from llmpilot.recommendation.fitting import split_by_fit, why_unfit
 from llmpilot.recommendation.need import need_of
-from llmpilot.recommendation.prices import profiles_at, read_prices
 from llmpilot.recommendation.serve_line import longest_request, vllm_argv
 from llmpilot.recommendation.sources import data_of, model_of
 from llmpilot.sizing import plan_memory
@@ -35,7 +34,8 @@ def test_every_pair_that_was_measured_fits() -> None:
 
 
 def test_what_does_not_fit_is_told_with_its_arithmetic() -> None:
-    fit, unfit = split_by_fit(MODELS["llama_3_1_70b"], catalog.gpu_profiles(["t4", "h100"]), HEAVIEST)
+    paper = catalog.price_list("paper")
+    fit, unfit = split_by_fit(MODELS["llama_3_1_70b"], catalog.gpu_profiles(["t4", "h100"], paper), HEAVIEST)
     assert [gpu.label for gpu in fit] == ["2 x H100", "4 x H100", "8 x H100"]
     assert [gpu.label for gpu, _ in unfit] == ["1 x T4", "2 x T4", "4 x T4", "1 x H100"]
     for _, reason in unfit:
@@ -57,88 +57,6 @@ def test_room_for_less_than_one_request_is_no_room() -> None:
     capacity = plan_memory(model, gpu).kv_capacity_tokens
     assert why_unfit(model, gpu, capacity) is None
     assert f"the heaviest request holds {capacity + 1:,}" in str(why_unfit(model, gpu, capacity + 1))
-
-
-# --- prices ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("p.csv", "# ours\ngpu,count,price_per_hour\na100,1,1.5\nH100, 1, 2.25\nA10,8,9\n"),
-        ("p.yaml", "a100: {1: 1.5}\nH100: {1: 2.25}\na10: {8: 9}\n"),
-        (
-            "q.yml",
-            json.dumps(
-                [
-                    {"gpu": "A100-40GB", "count": 1, "price_per_hour": 1.5},
-                    {"gpu": "h100", "count": 1, "price_per_hour": 2.25},
-                    {"gpu": "a10", "count": 8, "price_per_hour": 9},
-                ]
-            ),
-        ),
-    ],
-)
-def test_own_prices_replace_the_catalogues(
-    tmp_path: Path, name: str, text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / name
-    file.write_text(text)
-    profiles, own = profiles_at(file)
-    assert own == 3
-    price = {gpu.label: gpu.cost_per_hour for gpu in profiles}
-    before = {gpu.label: gpu.cost_per_hour for gpu in catalog.gpu_profiles()}
-    changed = {"1 x A100-40GB": 1.5, "1 x H100": 2.25, "8 x A10": 9.0}
-    assert price == before | changed
-    capsys.readouterr()
-    restricted, own = profiles_at(file, ["h100", "t4"])
-    assert own == 1
-    assert {gpu.name for gpu in restricted} == {"H100", "T4"}
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(f"{name}, not in catalog=: a100, a10")
-
-
-def test_without_own_prices_the_profiles_are_the_catalogues() -> None:
-    assert profiles_at(None) == (catalog.gpu_profiles(), 0)
-    assert profiles_at(None, ["t4", "t4"])[0] == catalog.gpu_profiles(["t4"])
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("p.csv", "gpu,count,price_per_hour\nh1000,1,2\n", "did you mean 'h100'"),
-        ("p.csv", "gpu,count,price_per_hour\nh100,1,2\nH100,1,3\n", "has two prices"),
-        ("p.csv", "gpu,count,price_per_hour\nh100,1,0\n", "prices.price_per_hour is not possible"),
-        ("p.csv", "gpu,count,price_per_hour\nh100,1,nan\n", "prices.price_per_hour is not possible"),
-        ("p.csv", "gpu,count,price_per_hour\nh100,1.5,2\n", "prices.count is not possible"),
-        ("p.csv", "gpu,count,price_per_hour\nh100,1\n", "prices.price_per_hour is not possible"),
-        ("p.csv", "gpu,price\nh100,2\n", "no table of prices"),
-        ("p.csv", "gpu,count,price_per_hour\n", "no price in the file"),
-        (
-            "p.yaml",
-            "h100: {1: 3}\nt4: {1: 1}\nh100: {2: 6}\n",
-            "(?s)h100 stands twice in the prices.*p.yaml, line 3",
-        ),
-        ("p.yaml", "h100: {1: 3, 2: 6, 1: 4}\n", "1 stands twice in the prices"),
-        ("p.yaml", "h100: 3\n", "no table of prices"),
-        ("p.yaml", "h100: [", "not YAML"),
-        ("p.yaml", "", "no table of prices"),
-    ],
-)
-def test_a_wrong_table_of_prices_is_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
-    file = tmp_path / name
-    file.write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        read_prices(file)
-
-
-def test_a_missing_table_of_prices_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read: No such file"):
-        read_prices(tmp_path / "absent.csv")
-    with pytest.raises(ConfigError, match="did you mean 'h100'"):
-        profiles_at(None, ["h10"])
-    with pytest.raises(ConfigError, match="no GPU type is left"):
-        profiles_at(None, [])
 
 
 # --- the SLA ---------------------------------------------------------------------------------------------

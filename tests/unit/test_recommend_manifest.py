@@ -36,7 +36,7 @@ def test_kubernetes_own_types_take_every_field() -> None:
 
 def test_it_asks_for_what_was_recommended() -> None:
     text = manifest_text(MODEL, TWO_A100, 5, Pod())
-    assert "$40.96 an hour" in text
+    assert "$27.45 an hour" in text
     deployment, service = yaml.safe_load_all(text)
     assert deployment["metadata"]["name"] == "llama-3-1-8b-2xa100-40gb"
     assert "namespace" not in deployment["metadata"]

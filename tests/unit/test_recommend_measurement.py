@@ -12,7 +12,8 @@ from llmpilot.recommendation.ranking import rank
 
 MODEL = catalog.models(["llama_7b"])["llama_7b"]
 USERS = (1, 2, 4, 8)
-A10, T4, H100 = (catalog.gpus([name])[name] for name in ("a10", "t4", "h100"))
+PAPER = catalog.price_list("paper")
+A10, T4, H100 = catalog.gpus(("a10", "t4", "h100"), PAPER).values()
 NEED = Need(users=80, itl_ms=40)
 RISK = 0.1
 
