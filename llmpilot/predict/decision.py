@@ -46,6 +46,22 @@ class Need:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """By which rule a choice is made, as results state it; None for what it makes no use of."""
+
+    name: str
+    risk: float | None = None
+    certainty_worth: float | None = None
+
+    @classmethod
+    def at(cls, risk: float | None) -> "Rule":
+        """Return the rule of `decide` at this risk."""
+        if risk is None:
+            return cls("least price / probability^certainty_worth", certainty_worth=CERTAINTY_WORTH)
+        return cls("cheapest that keeps the promise with probability 1 - risk", risk=risk)
+
+
+@dataclass(frozen=True)
 class Choice:
     """A deployment: `pods` pods of one GPU profile."""
 

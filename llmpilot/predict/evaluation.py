@@ -55,9 +55,10 @@ def evaluate(
     seeds: Iterable[int],
     *,
     measured: Sequence[str] = (),
+    risk: float | None = None,
     run: Map = map,
 ) -> Iterator[Fold]:
-    """Yield a fold per seed and LLM, in order.
+    """Yield a fold per seed and LLM, in order; choices are made at this `risk` (see `decide`).
 
     Raises:
         ConfigError: fewer than two LLMs are left to learn from.
@@ -69,7 +70,7 @@ def evaluate(
             given=f"{len(names)}: {', '.join(names)}",
             cure="merge it with the published measurements (task=dataset), or measure more LLMs",
         )
-    fold = partial(_fold, predictor, data, tuple(needs), tuple(measured))
+    fold = partial(_fold, _Asked(predictor, data, tuple(needs), tuple(measured), risk))
     yield from run(fold, [(seed, name) for seed in seeds for name in names])
 
 
@@ -97,20 +98,26 @@ def rows_of(table: pd.DataFrame, profiles: Sequence[str]) -> pd.DataFrame:
     return table[on_profiles(table, profiles)]
 
 
-def _fold(
-    predictor: Predictor,
-    data: Dataset,
-    needs: tuple[Need, ...],
-    measured: tuple[str, ...],
-    case: tuple[int, str],
-) -> Fold:
+@dataclass(frozen=True)
+class _Asked:
+    """What all folds have in common."""
+
+    predictor: Predictor
+    data: Dataset
+    needs: tuple[Need, ...]
+    measured: tuple[str, ...]
+    risk: float | None
+
+
+def _fold(asked: _Asked, case: tuple[int, str]) -> Fold:
     seed, name = case
+    predictor, data, needs = asked.predictor, asked.data, asked.needs
     others, own = data.without(name), data.only(name)
-    own = own.select(on_profiles(own.table, (*predictor.references, *measured)))
+    own = own.select(on_profiles(own.table, (*predictor.references, *asked.measured)))
     fitted = predictor.fit_knowing(others, own, seed) if len(own) else predictor.fit(others, seed)
     truth, shown = truth_of(data, name), own.table
     prediction = fitted.predict(truth.model, truth.profiles, truth.users, shown if len(shown) else None)
-    choices = tuple(fitted.choose(prediction, need) for need in needs)
+    choices = tuple(fitted.choose(prediction, need, asked.risk) for need in needs)
     given = {(data.gpus[gpu].name, count) for gpu, count in zip(shown["gpu"], shown["count"], strict=True)}
     hidden = np.array([(gpu.name, gpu.count) not in given for gpu in truth.profiles])
     return Fold(

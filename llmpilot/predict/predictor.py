@@ -11,7 +11,7 @@ import pandas as pd
 
 from llmpilot.config import Facts, Gpu, Model
 from llmpilot.dataset import Dataset
-from llmpilot.predict.decision import Choice, Need, choose
+from llmpilot.predict.decision import Choice, Need, Rule, choose
 from llmpilot.predict.prediction import Prediction, Query
 
 
@@ -32,9 +32,13 @@ class Fitted(ABC):
     def answer(self, query: Query) -> Prediction:
         """Return the latencies that were asked for."""
 
-    def choose(self, prediction: Prediction, need: Need) -> Choice | None:
-        """Return the GPU profile and the number of pods to take; None: nothing will do."""
-        return choose(prediction, need)
+    def choose(self, prediction: Prediction, need: Need, risk: float | None = None) -> Choice | None:
+        """Return the GPU profile and the number of pods to take; None: nothing will do.
+
+        `risk` is the largest probability with which the promise may be broken; None weighs price against
+        certainty.
+        """
+        return choose(prediction, need, risk)
 
 
 class Predictor(Facts, ABC):
@@ -47,6 +51,10 @@ class Predictor(Facts, ABC):
     @abstractmethod
     def fit(self, data: Dataset, seed: int) -> Fitted:
         """Learn from all rows of `data`; every random choice follows from `seed`."""
+
+    def rule(self, risk: float | None = None) -> Rule:
+        """Return by which rule its fitted ones choose at this risk."""
+        return Rule.at(risk)
 
     def fit_knowing(self, data: Dataset, own: Dataset, seed: int) -> Fitted:
         """Learn for an LLM of which the rows `own` were measured, and which is not in `data`.

@@ -1,6 +1,7 @@
 """Task `evaluate`: how good the recommendations of a predictor are for LLMs that it has not seen."""
 
 import time
+from dataclasses import asdict
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +38,7 @@ class Evaluation(Facts):
 
     seeds: Annotated[int, Field(ge=1, le=1000)]
     measured: list[str]
+    risk: Annotated[float, Field(gt=0, lt=1)] | None
     grid: Grid
     workers: PositiveInt
 
@@ -65,7 +67,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     total = settings.seeds * len(data.models)
     try:
         with workers(settings.workers, "evaluate.workers") as run_on, console.err.status("") as status:
-            for fold in evaluate(predictor, data, both, seeds, measured=settings.measured, run=run_on):
+            shown, risk = settings.measured, settings.risk
+            for fold in evaluate(predictor, data, both, seeds, measured=shown, risk=risk, run=run_on):
                 folds.append(fold)
                 interrupts.check()
                 status.update(f"{predictor.name}: {len(folds)} of {total} folds, last {fold.model}")
@@ -79,6 +82,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         raise
     result = {
         "predictor": predictor.name,
+        "rule": asdict(predictor.rule(settings.risk)),
         "measured": [*predictor.references, *settings.measured],
         **summary(folds, len(needs)),
         "dataset": data.content_hash,

@@ -13,6 +13,7 @@ from conftest import Ran, Run
 from tracked import interrupted_when, two_workers, with_a_worker_killed
 
 from llmpilot.dataset import Dataset, published, save
+from llmpilot.predict.decision import CERTAINTY_WORTH
 
 LIGHT = (
     "predictor.trees=8",
@@ -88,6 +89,24 @@ def test_scores_are_those_of_its_own_files(run: Run, three_llms: Path) -> None:
     assert len(cells) == 2 * len(truth)
     errors = (cells.itl_ms_x / cells.itl_ms_y - 1).abs()
     assert result["mape"]["itl"] == pytest.approx(errors.mean())
+
+
+def test_the_rule_is_stated_and_a_smaller_risk_costs_more(run: Run, three_llms: Path) -> None:
+    weighed, _ = evaluate(run, three_llms, "evaluate.seeds=1")
+    assert weighed["rule"]["certainty_worth"] == CERTAINTY_WORTH
+    assert weighed["rule"]["risk"] is None
+    paid = []
+    for risk in (0.5, 0.05):
+        result, _ = evaluate(
+            run, three_llms, "evaluate.seeds=1", f"evaluate.risk={risk}", "predictions_file=p.csv"
+        )
+        assert result["rule"]["risk"] == risk
+        assert result["rule"]["name"] != weighed["rule"]["name"]
+        said = pd.read_csv(result["recommendations_file"])
+        paid.append(said.set_index(["model", "users", "itl_ms", "count_failures"])["cost_per_hour"].dropna())
+    bold, careful = paid[0].align(paid[1], join="inner")
+    assert (careful >= bold - 1e-9).all()
+    assert (careful > bold).any()
 
 
 def test_ctrl_c_ends_the_workers_without_their_noise(workdir: Path, three_llms: Path) -> None:

@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 
 from llmpilot.config import Ladder
 from llmpilot.dataset import Dataset
-from llmpilot.predict.decision import Choice, Need
+from llmpilot.predict.decision import Choice, Need, Rule
 from llmpilot.predict.paper.table import as_prediction, cells_of
 from llmpilot.predict.prediction import Prediction, Query
 from llmpilot.predict.predictor import Fitted, Predictor
@@ -54,6 +54,10 @@ class Static(Predictor):
         """Remember what was measured of each LLM; nothing is random."""
         return FittedStatic(tuple(truth_of(data, llm) for llm in cells_of(data).llms), tuple(self.pods))
 
+    def rule(self, risk: float | None = None) -> Rule:
+        """Return the rule of a policy, which knows no risk."""
+        return Rule("policy with the largest S/O on the other LLMs")
+
 
 @dataclass(frozen=True)
 class FittedStatic(Fitted):
@@ -66,8 +70,11 @@ class FittedStatic(Fitted):
         """Return a prediction without latencies (NaN): a policy has none to tell."""
         return as_prediction(query, np.full((len(query.profiles) * len(query.users), 2), np.nan))
 
-    def choose(self, prediction: Prediction, need: Need) -> Choice | None:
-        """Return the policy for this need; None where its GPU profile is not on offer for the LLM."""
+    def choose(self, prediction: Prediction, need: Need, risk: float | None = None) -> Choice | None:
+        """Return the policy for this need; None where its GPU profile is not on offer for the LLM.
+
+        It is the same at every risk.
+        """
         policy = policies(self.truths, need, self.pods)[0]
         for profile in prediction.profiles:
             if (profile.name, profile.count) == (policy.gpu, policy.count):
