@@ -254,9 +254,10 @@ class ClosedLoop(Sender):
         Users who think are out of step from the beginning.
         """
         for user in self.users:
-            wait_ns = self._ramp_ns * user.row // self.lanes
+            lane = user.row % self.lanes  # its first request is written: its row is the second's
+            wait_ns = self._ramp_ns * lane // self.lanes
             if self.thinking is not None:
-                wait_ns = round(self.thinking.pause_s(user.row % self.lanes) * SECOND)
+                wait_ns = round(self.thinking.pause_s(lane) * SECOND)
             self.at(self.plan.start_ns + wait_ns, partial(self._next, user))
 
     def after(self, flight: Flight, broken: str, connection: Connection | None) -> None:

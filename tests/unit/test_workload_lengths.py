@@ -14,6 +14,7 @@ from llmpilot.engine.tgis import TgisEngine
 from llmpilot.engine.vllm import VllmEngine
 from llmpilot.errors import ConfigError
 from llmpilot.loadtest import Traffic, open_traffic, run_level
+from llmpilot.loadtest.worker_users import ClosedLoop, Plan, User
 from llmpilot.workload import ThinkTimes, WorkloadModel, load_workload
 
 GPU = catalog.gpus(["h100"])["h100"]
@@ -140,3 +141,18 @@ def test_users_who_think_longer_than_the_level_lasts_send_nothing() -> None:
 def test_only_closed_loops_think() -> None:
     with pytest.raises(ValueError, match=r"load.think_time_s=5 .*load=closed_loop"):
         Load(arrival="poisson", rates_per_s=[1], think_time_s=5)
+
+
+@pytest.mark.parametrize("think_time_s", [0.0, 20.0])
+def test_users_of_real_services_begin_within_the_ramp_or_when_they_have_thought(think_time_s: float) -> None:
+    times = ThinkTimes(think_time_s, 7) if think_time_s else None
+    begun_ns: list[int] = []
+    loop = object.__new__(ClosedLoop)
+    loop.lanes, loop.users, loop._ramp_ns = 4, [User(lane) for lane in range(1, 4)], 100
+    loop.plan, loop.thinking = Plan(1_000, 10_000, 20_000), times
+    loop.at = lambda when_ns, _: begun_ns.append(when_ns)
+    for user in loop.users:
+        user.row += loop.lanes  # as its first request is written before the level begins
+    loop.start()
+    waited_ns = [25, 50, 75] if times is None else [round(times.pause_s(n) * 1e9) for n in (1, 2, 3)]
+    assert begun_ns == [1_000 + wait_ns for wait_ns in waited_ns]
