@@ -24,6 +24,9 @@ CERTAINTY_WORTH = 0.8
 """How many percent more are paid for one percent more of the probability that the promise is kept, where no
 largest risk is given. 1 is the least cost of a kept promise; chosen by nested evaluation
 (experiments/19_recommendations)."""
+LEAST_CERTAINTY = 0.5
+"""Where no largest risk is given, nothing is recommended if no deployment, of whatever size, is as likely as
+this to keep the promise; chosen with CERTAINTY_WORTH."""
 LUCK_SEED = 20241117
 """Of the draws of which services lose requests: fixed, so that one prediction gives one choice."""
 
@@ -79,19 +82,15 @@ class Deployments:
     """Of each option the deployment to take [options], and the options in order, best first.
 
     `pods` is 0 where no number of pods will do; `probability` is that of keeping the promise with these pods;
-    `score` is what options are compared by, infinite where none will do.
+    `score` is what options are compared by, infinite where none will do. `best` is the option to take; None:
+    nothing will do.
     """
 
     pods: Ints
     probability: Floats
     score: Floats
     order: Ints
-
-    @property
-    def best(self) -> int | None:
-        """The option to take; None: nothing will do."""
-        first = int(self.order[0]) if len(self.order) else None
-        return first if first is not None and np.isfinite(self.score[first]) else None
+    best: int | None
 
 
 def decide(
@@ -108,7 +107,8 @@ def decide(
 
     With `risk`, the largest probability with which the promise may be broken, an option needs the fewest pods
     that keep it with 1 - risk, and the cheapest option is best, of equals the surest. Without, price and
-    certainty are weighed: best is the least price / probability ^ CERTAINTY_WORTH.
+    certainty are weighed: best is the least price / probability ^ CERTAINTY_WORTH, if there is any deployment
+    that keeps the promise with LEAST_CERTAINTY.
     """
     draws, options = capacity.shape
     with np.errstate(divide="ignore"):
@@ -132,13 +132,22 @@ def decide(
     pods = np.where(np.isfinite(score), needed[row, at], 0).astype(np.int64)
     kept = np.where(np.isfinite(score), (needed <= np.maximum(pods, 1)).mean(axis=0), 0.0)
     order = np.lexsort((at, -kept, np.round(score, 9)))
-    return Deployments(pods, kept, score, order)
+    hopeless = risk is None and allowed.mean(axis=0).max(initial=0.0) < LEAST_CERTAINTY - 1e-12
+    found = len(order) > 0 and np.isfinite(score[order[0]]) and not hopeless
+    return Deployments(pods, kept, score, order, int(order[0]) if found else None)
 
 
 def rule_facts(risk: float | None) -> dict[str, Any]:
     """Return the rule in words and figures, as results state it."""
-    name = "least price / probability ^ certainty_worth" if risk is None else "cheapest within the risk"
-    return {"name": name, "risk": risk, "certainty_worth": CERTAINTY_WORTH if risk is None else None}
+    if risk is not None:
+        return {"name": "cheapest within the risk", "risk": risk}
+    name = "least price / probability ^ certainty_worth, if any deployment reaches least_certainty"
+    return {
+        "name": name,
+        "risk": None,
+        "certainty_worth": CERTAINTY_WORTH,
+        "least_certainty": LEAST_CERTAINTY,
+    }
 
 
 def users_max(within: NDArray[np.bool_], users: Sequence[int]) -> Ints:

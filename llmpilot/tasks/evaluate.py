@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -23,6 +23,7 @@ from llmpilot.predict.scores import grid_of
 from llmpilot.processes import workers
 from llmpilot.recommendation.need import median_limits
 from llmpilot.recommendation.sources import data_of
+from llmpilot.tasks import evaluate_today
 
 
 class Grid(Facts):
@@ -31,6 +32,10 @@ class Grid(Facts):
     nttft_ms: Annotated[list[PositiveFloat], Field(min_length=1)]
     itl_ms: Annotated[list[PositiveFloat], Field(min_length=1)]
     users: Annotated[list[Users], Field(min_length=1)]
+
+
+class _On(Facts):
+    on: Literal["paper", "today"]
 
 
 class Evaluation(Facts):
@@ -44,11 +49,13 @@ class Evaluation(Facts):
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
-    """Evaluate the composed predictor; return its scores, as fractions.
+    """Evaluate the composed predictor, or on=today the services' model; return its scores, as fractions.
 
     Raises:
         ConfigError, DatasetError: an impossible option, or a data set that cannot be used.
     """
+    if parse(_On, {"on": cfg.on}, "evaluate").on == "today":
+        return evaluate_today.run(cfg)
     started = time.perf_counter()
     settings = parse(Evaluation, cfg.evaluate, "evaluate")
     predictor: Predictor = build(cfg.predictor, "predictor")

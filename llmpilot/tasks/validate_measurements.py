@@ -47,7 +47,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     settings = parse(ValidationOfRows, {key: cfg[key] for key in keys}, "validate")
     if settings.predictions_file is not None:
         _require_parquet(Path(settings.predictions_file))
-    given, measurements = _read(settings.measurements)
+    given, measurements = read_rows(settings.measurements)
     models = _models(settings.models)
     with workers(settings.workers) as run_on:
         found = predict(measurements, models, settings.left_out, run_on, console.note)
@@ -83,10 +83,13 @@ def _save(path: Path, given: pd.DataFrame, found: Prediction) -> None:
         ) from None
 
 
-def _read(name: str) -> tuple[pd.DataFrame, Measurements]:
+def read_rows(name: str) -> tuple[pd.DataFrame, Measurements]:
     """Return a file's rows as they are, and as measurements.
 
     Of those that ship, the comparable ones: see Measurements.closed_loop_today.
+
+    Raises:
+        MeasurementsError: the table cannot be read, or has no rows.
     """
     if name == SHIPPED:
         shipped = shipped_measurements()

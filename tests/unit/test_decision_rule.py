@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from llmpilot.predict.decision import CERTAINTY_WORTH, Deployments, decide
+from llmpilot.predict.decision import CERTAINTY_WORTH, LEAST_CERTAINTY, Deployments, decide
 
 DRAWS, OPTIONS = 20, 4
 capacities = arrays(np.float64, (DRAWS, OPTIONS), elements=st.floats(0, 100).map(lambda x: round(x, 2)))
@@ -100,3 +100,22 @@ def test_nothing_will_do() -> None:
     assert decide(np.zeros((5, 0)), np.ones(0), 1.0).best is None
     assert decide(np.ones((5, 1)), np.ones(1), 10.0, most_pods=np.array([9.0])).best is None
     assert decide(np.ones((5, 1)), np.ones(1), 10.0, most_pods=np.array([10.0])).best == 0
+
+
+@pytest.mark.parametrize(("within", "option"), [(9, None), (10, 0), (11, 0)])
+def test_nothing_is_recommended_where_no_size_is_likely_enough(within: int, option: int | None) -> None:
+    assert LEAST_CERTAINTY == 0.5
+    capacity = np.zeros((20, 2))
+    capacity[:within, 0] = 10.0
+    capacity[:5, 1] = 1000.0
+    found = decide(capacity, np.array([100.0, 1000.0]), 100.0)
+    assert found.best == option
+    assert found.pods.tolist() == [10, 1]  # each option's own figures stay
+    # Who states a risk is taken at their word.
+    assert decide(capacity, np.array([100.0, 1000.0]), 100.0, risk=0.75).best == 0
+
+
+def test_nothing_is_recommended_where_likely_sizes_are_too_many_pods() -> None:
+    capacity = np.array([[10.0], [10.0], [1.0], [1.0], [1.0]])
+    at_most = [decide(capacity, np.ones(1), 10.0, most_pods=np.array([most])).best for most in (9.0, 10.0)]
+    assert at_most == [None, 0]

@@ -79,24 +79,24 @@ class Nearby:
     def mean_and_variance(self, asked: Places) -> tuple[Numbers, Numbers]:
         """Return the expected error [n] at each place, and its variance [n], noise included (log units)."""
         if not len(self.known):
-            return np.zeros(len(asked)), np.full(len(asked), _TOTAL)
-        across = _covariance(asked, self.known)
+            return np.zeros(len(asked)), np.full(len(asked), TOTAL)
+        across = alikeness(asked, self.known)
         explained = (across * cho_solve(self.factor, across.T).T).sum(1)
-        return across @ self.solved, np.maximum(_TOTAL - explained, NOISE)
+        return across @ self.solved, np.maximum(TOTAL - explained, NOISE)
 
 
-_TOTAL = FAMILY + ENGINE + GPU + BOTH + SERVICE + NOISE
+TOTAL = FAMILY + ENGINE + GPU + BOTH + SERVICE + NOISE
 
 
 def nearby(known: Places, errors: Numbers) -> Nearby:
     """Return what measured errors [n] at places say of others."""
-    covariance = _covariance(known, known) + NOISE * np.eye(len(known))
+    covariance = alikeness(known, known) + NOISE * np.eye(len(known))
     factor = cho_factor(covariance) if len(known) else (np.zeros((0, 0)), True)
     clipped = np.clip(errors, -MOST, MOST)
     return Nearby(known, factor, cho_solve(factor, clipped) if len(known) else clipped)
 
 
-def _covariance(a: Places, b: Places) -> Numbers:
+def alikeness(a: Places, b: Places) -> Numbers:
     """Return how alike errors are [len(a), len(b)]."""
     family, engine = _same(a.family, b.family), _same(a.engine, b.engine)
     gpu, service = _same(a.gpu, b.gpu), _same(a.service, b.service)
