@@ -5,6 +5,7 @@ then the chunks of a prompt. That is enough for the mean time per output token, 
 microseconds instead of milliseconds: factors are fitted with it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,9 +57,7 @@ def steady_parts(service: StepModel, loads: ClosedLoads) -> SteadyParts:
     decode = (running, running * context, none, none, none)
     mixed = (running, running * context, chunk * chunks, chunks * chunk * chunk / 2, chunks)
     single = (none + 1.0, context, none, none, none)
-    # All at once: asking for the operators' times takes longer than reckoning them.
-    batches = BatchArrays(*(np.concatenate(three) for three in zip(decode, mixed, single, strict=True)))
-    alone, both, one = np.split(service.parts(batches).T, 3)
+    alone, both, one = _parts(service, (decode, mixed, single))
     return SteadyParts(
         loads,
         alone,
@@ -68,6 +67,16 @@ def steady_parts(service: StepModel, loads: ClosedLoads) -> SteadyParts:
         chunks,
         chunk,
     )
+
+
+def _parts(service: StepModel, batches: Sequence[tuple[Numbers, ...]]) -> list[Numbers]:
+    """Return what batches of each kind are made of [n, parts]: asking operators takes longer than reckoning,
+    and of plain numbers they are quicker than of arrays."""
+    if len(batches[0][0]) == 1:
+        numbers = [BatchArrays(*(float(values[0]) for values in one)) for one in batches]
+        return [service.parts(one)[None] for one in numbers]
+    together = BatchArrays(*(np.concatenate(same) for same in zip(*batches, strict=True)))
+    return np.split(service.parts(together).T, len(batches))
 
 
 def time_per_output_token(parts: SteadyParts, multipliers: Numbers) -> Numbers:

@@ -282,13 +282,14 @@ class StepModel:
 
 @dataclass(frozen=True)
 class BatchArrays:
-    """Many batches at once: the fields of `Batch`, each an array [n]."""
+    """Many batches at once: the fields of `Batch`, each an array [n]; or one, of numbers that need not be
+    whole."""
 
-    decodes: Numbers
-    decode_context_tokens: Numbers
-    prefill_tokens: Numbers
-    prefill_pairs: Numbers
-    prefills: Numbers
+    decodes: Numbers | float
+    decode_context_tokens: Numbers | float
+    prefill_tokens: Numbers | float
+    prefill_pairs: Numbers | float
+    prefills: Numbers | float
 
 
 def _array(value: Any) -> Any:

@@ -17,6 +17,7 @@ from llmpilot.predict.service.levels import INFERENCE_X, MOST_CHUNKS, ROUNDS, Le
 from llmpilot.predict.service.nearby import BOTH, ENGINE, FAMILY, GPU, NOISE, SERVICE, nearby, places
 from llmpilot.predict.service.simulated import Run, simulated
 from llmpilot.simulator.factors import FACTORS, NAMES, priors
+from llmpilot.simulator.steady import ClosedLoads, steady_parts
 from llmpilot.simulator.step_model import BatchArrays
 from llmpilot.simulator.step_times import OperatorStepTimes
 
@@ -285,6 +286,17 @@ def all_of(table: Table) -> Any:
 
 def middle_and_spreads() -> tuple[Any, Any]:
     return np.log(list(priors().values())), np.array([factor.spread for factor in FACTORS])
+
+
+@pytest.mark.parametrize("changes", [{}, {"model": QWEN_EXPERTS, "n_gpus": 8, "tp": 4, "dp": 2}])
+def test_the_steps_of_one_load_are_those_that_it_has_among_many(changes: dict[str, Any]) -> None:
+    service = level_of(**changes).service
+    several = [np.array(values) for values in ([128.0, 3000.0], [50.0, 900.0], [4.0, 70.0], [2048.0, 8192.0])]
+    among = steady_parts(service, ClosedLoads(*several))
+    for at in (0, 1):
+        alone = steady_parts(service, ClosedLoads(*(values[at : at + 1] for values in several)))
+        for name in ("decode", "mixed", "single"):
+            assert getattr(alone, name)[0] == pytest.approx(getattr(among, name)[at])
 
 
 def test_of_no_rows_the_prior_is_left(table: Table) -> None:
