@@ -1,6 +1,5 @@
 """One recommendation from beginning to end: predict, rank, how far to trust it, and what to measure next."""
 
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,7 @@ from llmpilot.recommendation.learn import Learned
 from llmpilot.recommendation.measurement import Measurement, worth_of_measuring
 from llmpilot.recommendation.need import need_of
 from llmpilot.recommendation.ranking import Option, Ranking, rank
-from llmpilot.recommendation.serve_line import vllm_argv
+from llmpilot.recommendation.serve_line import serve_line
 from llmpilot.recommendation.trust import Trust, judge_trust
 
 CANDIDATES = 14
@@ -62,7 +61,7 @@ class Advice:
         if best is None:
             return None
         try:
-            return shlex.join(vllm_argv(self.question.model, best.profile))
+            return serve_line(self.question.model, best.profile).shell()
         except ConfigError:
             return None
 
@@ -72,7 +71,7 @@ class Advice:
         best = self.ranking.recommended
         try:
             if best is not None:
-                vllm_argv(self.question.model, best.profile)
+                serve_line(self.question.model, best.profile)
         except ConfigError as error:
             return f"no vllm serve line: {error.wrong}; {error.cure}"
         return ""

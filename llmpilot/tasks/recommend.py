@@ -18,7 +18,7 @@ from llmpilot.recommendation.learn import learn
 from llmpilot.recommendation.manifest import Pod, manifest_text
 from llmpilot.recommendation.need import need_of
 from llmpilot.recommendation.prices import profiles_at
-from llmpilot.recommendation.serve_line import vllm_argv
+from llmpilot.recommendation.serve_line import require_servable
 from llmpilot.recommendation.sources import PUBLISHED, data_of
 from llmpilot.tasks.recommend_show import show
 from llmpilot.workload import load_workload
@@ -52,7 +52,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     prices = catalog.composed_prices(cfg)
     profiles = profiles_at(prices, asking.catalog)
     if asking.manifest is not None:
-        vllm_argv(model, profiles[0])  # refuses now what it would refuse in the end
+        require_servable(model)
     workload = load_workload(cfg.workload)
     predictor = build(cfg.predictor, "predictor")
     assert isinstance(predictor, Predictor)

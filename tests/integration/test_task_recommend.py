@@ -101,7 +101,8 @@ def test_any_hugging_face_model_and_the_manifest(recommend: Callable[..., dict[s
     assert "vllm serve acme/mine " in result["serve"]
     assert result["model"] == "mine"
     assert {row["gpu"] for row in result["ranking"]} == {"A100-40GB", "H100"}
-    deployment, _ = yaml.safe_load_all(Path("deploy/m.yaml").read_text())
+    deployment, _, claim = yaml.safe_load_all(Path("deploy/m.yaml").read_text())
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     assert deployment["spec"]["replicas"] == result["recommended"]["pods"]
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": str(result["recommended"]["count"])}

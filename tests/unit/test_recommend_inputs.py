@@ -13,7 +13,6 @@ from llmpilot.dataset import published, save
 from llmpilot.errors import ConfigError
 from llmpilot.recommendation.fitting import split_by_fit, why_unfit
 from llmpilot.recommendation.need import need_of
-from llmpilot.recommendation.serve_line import longest_request, vllm_argv
 from llmpilot.recommendation.sources import data_of, model_of
 from llmpilot.sizing import plan_memory
 
@@ -135,29 +134,3 @@ def test_a_store_that_was_named_has_to_be_there(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ConfigError, match=r"no tracking store .*mlflow\.db"):
         data_of("published", Tracking(uri="sqlite:///mlflow.db"))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_served_context_fits_the_memory() -> None:
-    model, a10, h100 = MODELS["llama_3_1_8b"], GPUS["a10"], GPUS["h100"]
-    argv = vllm_argv(model, h100)
-    assert argv[:3] == ("vllm", "serve", "meta-llama/Llama-3.1-8B-Instruct")
-    assert argv[argv.index("--max-model-len") + 1] == str(model.max_positions)
-    assert longest_request(model, a10) < plan_memory(model, a10).kv_capacity_tokens < 131072
-    four = GPUS["v100"].model_copy(update={"count": 4})
-    argv = vllm_argv(model, four)
-    assert argv[argv.index("--tensor-parallel-size") + 1] == "4"
-    assert argv[argv.index("--dtype") + 1] == "half"
-    with pytest.raises(ConfigError, match="encoder-decoder"):
-        vllm_argv(MODELS["flan_t5_xl"], h100)
-
-
-def test_the_served_precision_is_what_was_asked_for() -> None:
-    model, h100 = MODELS["llama_3_1_8b"], GPUS["h100"]
-    argv = vllm_argv(model.at_precision("fp8", "fp8"), h100)
-    assert argv[argv.index("--quantization") + 1] == argv[argv.index("--kv-cache-dtype") + 1] == "fp8"
-    with pytest.raises(ConfigError, match=r"do not bring .* to nvfp4"):
-        vllm_argv(model.at_precision("nvfp4"), h100)
-    packaged = catalog.model_of_hf_id("nvidia/DeepSeek-R1-NVFP4")
-    assert packaged is not None
-    assert packaged.precision == "nvfp4"
-    assert "--quantization" not in vllm_argv(packaged, GPUS["b200"].model_copy(update={"count": 8}))
