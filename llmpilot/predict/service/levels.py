@@ -24,6 +24,7 @@ from llmpilot.simulator.step_model import StepModel
 
 INFERENCE_X = "inferencex"
 OUR_CLIENT = "llmpilot"
+"""Of rows that come from the user's own runs."""
 INFERENCE_X_LEAST_SHARE = 0.8
 """InferenceX draws lengths uniformly from this share of the nominal ones up to them."""
 INFERENCE_X_LENGTHS = ((1024.0, 1024.0), (1024.0, 8192.0), (8192.0, 1024.0))
@@ -79,15 +80,15 @@ class Level:
     def begins_at_once(self) -> bool:
         """Whether a closed loop's figures have its start in them, where all users begin together.
 
-        InferenceX's do, and our own under requests that are all alike, which go on in step. So do those of
-        SGLang under fixed lengths of multiples of 128, as load tests have them: prompts go before decoding
-        there, so that users who began together go on so, wave after wave.
-        NVIDIA's runs of round lengths (1,000, 2,000 ...) show no waves.
+        InferenceX's do. So do those of SGLang under fixed lengths of multiples of 128, as load tests have
+        them: prompts go before decoding there, so that users who began together go on so, wave after wave.
+        NVIDIA's runs of round lengths (1,000, 2,000 ...) show no waves; users of our own load tests begin one
+        after the other.
         """
-        alike = self.least_share == 1.0 and not self.wide
-        waves = self.service.settings.engine == "sglang" and self.input_tokens % 128 == 0
-        in_step = alike and (waves or self.client == OUR_CLIENT)
-        return self.users is not None and (self.client == INFERENCE_X or in_step)
+        if self.users is None or self.client == OUR_CLIENT:
+            return False
+        together = self.service.settings.engine == "sglang" and self.least_share == 1.0 and not self.wide
+        return self.client == INFERENCE_X or (together and self.input_tokens % 128 == 0)
 
     @property
     def requests(self) -> int:
