@@ -33,7 +33,7 @@ Ints = NDArray[np.int64]
 OWED = 0.07
 """Share of the output still owed that vLLM's lanes keep free, as they preempt nobody: with it as many run as
 in the engine, which lets in whose prompt fits and preempts when it must (experiments/19_recommendations)."""
-ROUNDS = 3
+ROUNDS = 2
 """Requests a user that a closed loop's figures are of at least, behind a first one each that is left out."""
 WARM_UP, TAIL = 0.2, 0.1
 """Shares of an open loop's requests that come before and behind those that its figures are of."""
@@ -78,10 +78,13 @@ class ClosedLanes:
 class OpenLanes:
     """Open loops: requests arrive at `arrivals_ms` [lanes, n requests], rising along the second axis.
 
-    A lane with fewer of them has infinity behind its last one.
+    A lane with fewer of them has infinity behind its last one. The first `begun` [lanes] of them are under
+    way at the start, as far as they fit: a loop is then soon as busy as it will be, which takes long from an
+    empty service.
     """
 
     arrivals_ms: Numbers
+    begun: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,10 +116,12 @@ def run_lanes(
 
     Every lane is sent the same `requests` in order, and again from the first one as long as it needs more;
     each of a request's `batch_size` sequences counts. Requests that a service never takes are left out of
-    its stream. In open loops the first WARM_UP and the last TAIL of the arrivals are not in the figures. In
-    closed ones all users' first requests are not, whose outputs are cut so that users do not march in step;
-    the figures are of as many requests as there are in `requests`, and of ROUNDS a user at least. The load is
-    kept up until all of these have ended.
+    its stream.
+
+    In open loops the first WARM_UP and the last TAIL of the arrivals are not in the figures, nor are those
+    that had begun. In closed loops each user's first request is not: its output is cut, as of a request that
+    is met under way, so that users do not march in step. Their figures are of as many requests as there are
+    in `requests`, of ROUNDS a user at least. The load is kept up until all of these have ended.
     """
     lanes = _Lanes(services, lane_service, load, requests, seed)
     while len(lanes.lane):
@@ -136,6 +141,7 @@ class _Streams:
     inputs: Ints
     outputs: Ints
     cut_outputs: Ints
+    passed_outputs: Ints
     copies: Ints
     cached: Numbers
     reserves: Ints
@@ -152,7 +158,7 @@ class _Streams:
 def _streams(services: Sequence[LaneService], requests: Requests, n: int, seed: int) -> _Streams:
     """Return streams of `n` requests for all services."""
     columns = requests.input_tokens, requests.output_tokens, requests.batch_size
-    random = np.random.default_rng(seed).random(n)
+    random = np.random.default_rng(seed).random((n, 2)).T
     known: dict[tuple[object, ...], int] = {}
     parts: list[dict[str, NDArray[np.generic]]] = []
     starts, failures = [], []
@@ -174,10 +180,12 @@ def _streams(services: Sequence[LaneService], requests: Requests, n: int, seed: 
         cached = np.minimum(np.rint(rule.prefix_hit_share * inputs).astype(np.int64), inputs - 1)
         reserves = copies * _reserves(engine, rule.block_size, inputs, outputs)
         new = inputs - cached
+        left, passed = _under_way(outputs[: len(requests)], *random)
         part = {
             "inputs": inputs,
             "outputs": outputs,
-            "cut_outputs": np.maximum(np.ceil(outputs * random), 1).astype(np.int64),
+            "cut_outputs": left,
+            "passed_outputs": passed,
             "copies": copies,
             "cached": cached.astype(np.float64),
             "reserves": reserves,
@@ -193,6 +201,14 @@ def _streams(services: Sequence[LaneService], requests: Requests, n: int, seed: 
         parts.append(part)
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return _Streams(**joined, starts=np.array(starts), failures=np.array(failures))
+
+
+def _under_way(outputs: Ints, random: Numbers, share: Numbers) -> tuple[Ints, Ints]:
+    """Return how many tokens requests owe that are met under way, and how many they have, given two random
+    numbers each [n]: the long ones are met more often, each at a random part of its output."""
+    met = np.searchsorted(np.cumsum(outputs) / outputs.sum(), random)
+    left = np.maximum(np.ceil(outputs[met] * share), 1).astype(np.int64)
+    return left, outputs[met] - left
 
 
 def _before(values: NDArray[np.generic], first: float) -> NDArray[np.generic]:
@@ -349,6 +365,7 @@ class _Lanes:
         if isinstance(load, ClosedLanes):
             users = np.asarray(load.users, dtype=np.int64)
             self.first = users.copy()
+            self.cut = np.zeros_like(users) if load.think_time_ms else users
             self.last = users + np.maximum(len(requests), ROUNDS * users)
             # Whoever is slowest goes on long after: the load must be kept up as long.
             after = 1.0 + longest_output / float(requests.output_tokens.mean())
@@ -357,7 +374,8 @@ class _Lanes:
         else:
             users = np.zeros(n, dtype=np.int64)
             total = np.isfinite(load.arrivals_ms).sum(axis=1)
-            self.first = np.ceil(WARM_UP * total).astype(np.int64)
+            self.cut = users if load.begun is None else np.asarray(load.begun, dtype=np.int64)
+            self.first = self.cut + np.ceil(WARM_UP * (total - self.cut)).astype(np.int64)
             self.last = np.maximum(self.first + 1, np.floor((1 - TAIL) * total).astype(np.int64))
             in_flight = int(total.max())
         most = int(total.max())
@@ -438,6 +456,9 @@ class _Lanes:
         closed = isinstance(load, ClosedLanes)
         self.queue_limit = total + 1 if closed else np.ceil(DIVERGED * total).astype(np.int64)
         self.closed_at_once = closed and not self.think_ms
+        self.some_cut = bool(self.cut.any())
+        if not closed and self.some_cut:
+            self._begin()
 
     def _send_first(self, load: ClosedLanes | OpenLanes, seed: int, most: int) -> None:
         """Put the first requests on their way."""
@@ -454,6 +475,21 @@ class _Lanes:
             self.known = self.begin + self.users
             for lane, users in enumerate(self.users.tolist()):
                 self.sent_ms[lane, :users] = 0.0
+
+    def _begin(self) -> None:
+        """Let those decode that are under way at the start, as far as there is room; the others wait."""
+        streams, begin = self.streams, self.begin
+        self.known = begin + self.cut
+        self.next_ms = self.sent_ms[self.lane, self.cut]
+        held = np.cumsum(np.append(0, streams.copies * (streams.inputs + streams.passed_outputs)))
+        by_memory = np.searchsorted(held, held[begin] + self.capacity, "right") - 1
+        by_seats = (
+            np.searchsorted(streams.copies_before, streams.copies_before[begin] + self.seats, "right") - 1
+        )
+        by_reserve = np.searchsorted(streams.reserved, streams.reserved[begin] + self.capacity, "right") - 1
+        reached = np.minimum(np.minimum(self.known, by_memory), np.minimum(by_seats, by_reserve))
+        nothing = np.zeros(self.n)
+        self._start(self.lane, streams.computed[reached], (reached, nothing, reached, nothing))
 
     def _think(self, who: Ints, since_ms: Numbers) -> None:
         """Draw when the next of those who think will send: however long they did, they have as long to go."""
@@ -683,10 +719,12 @@ class _Lanes:
         request = np.arange(total) + np.repeat(started - (np.cumsum(count) - count), count)
         owner = who[row]
         lane, number = self.lane[owner], request - self.begin[owner]
-        outputs = streams.outputs[request]
-        if self.closed_at_once:
-            outputs = np.where(number < self.users[owner], streams.cut_outputs[request], outputs)
-        copies, inputs = streams.copies[request], streams.inputs[request]
+        copies, inputs, outputs = streams.copies[request], streams.inputs[request], streams.outputs[request]
+        if self.some_cut:
+            cut = number < self.cut[lane]
+            outputs = np.where(cut, streams.cut_outputs[request], outputs)
+            if not self.passed:
+                inputs = inputs + np.where(cut, streams.passed_outputs[request], 0)
         finish = self.step[owner] + outputs - 1
         self.start_ms[lane, number] = self.now[owner]
         self.start_at[lane, number] = self.passed
@@ -761,8 +799,8 @@ class _Lanes:
         for statistic, value in self._gaps(measured).items():
             found["itl_ms", statistic] = value
         gaps = np.where(inside, self.streams.copies[request] * (outputs - 1), 0)
-        decoding = np.where(inside & (outputs > 1), done - first, 0.0) * self.streams.copies[request]
         with np.errstate(invalid="ignore", divide="ignore"):
+            decoding = np.where(inside & (outputs > 1), done - first, 0.0) * self.streams.copies[request]
             found["itl_ms", "mean"] = np.where(
                 gaps.sum(axis=1) > 0, decoding.sum(axis=1) / gaps.sum(axis=1), inf
             )

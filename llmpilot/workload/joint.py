@@ -90,6 +90,22 @@ class WorkloadModel:
         """Return the first `n` requests of `stream(seed)`."""
         return self.stream(seed, independent=independent).take(n)
 
+    def spread(self, n: int, seed: int) -> Requests:
+        """Return `n` requests that stand for all: of each cell as many as its weight says, to one request.
+
+        They are in the order of output tokens, then of input tokens; chance decides within bins only.
+        """
+        order = np.lexsort((self.cells[0], self.cells[1]))
+        cumulative = np.cumsum(self.weights[order])
+        middles = (2 * np.arange(n) + 1) * (int(cumulative[-1]) / (2 * n))
+        picks = order[np.searchsorted(cumulative, middles, side="right")]
+        words = random_words(seed).random_raw(n * len(PARAMETERS)).reshape(len(PARAMETERS), n)
+        columns = []
+        for bins, cells, word in zip(self.bins, self.cells, words, strict=True):
+            low, high = bins[cells[picks]].T
+            columns.append(low + (word % (high - low + 1).astype(np.uint64)).astype(np.int64))
+        return decode(columns)
+
     def marginal(self, parameter: str) -> Ints:
         """Return the weight of each bin of one parameter."""
         p = PARAMETERS.index(parameter)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from llmpilot import catalog
 from llmpilot.simulator.factors import shipped_factors
 from llmpilot.simulator.lanes import (
+    ROUNDS,
     TAIL,
     WARM_UP,
     ClosedLanes,
@@ -149,17 +150,16 @@ def test_with_little_memory_it_is_close(engine: EngineName) -> None:
 def test_a_closed_loop_is_the_same_too(users: int) -> None:
     of = pod()
     found = run_lanes([of], np.zeros(1, dtype=np.int64), ClosedLanes(np.array([users])), ALIKE, 4)
-    # The first outputs are cut as a lane's are.
-    n = users + max(len(ALIKE), 3 * users)
+    # Of the first ones, outputs end anywhere: here they are all alike, so that each is as likely to be met.
+    n = users + max(len(ALIKE), ROUNDS * users)
     stream = concatenate([ALIKE] * (1 + (n + 2 * users) // len(ALIKE))).take(slice(n + 2 * users))
     outputs = stream.output_tokens.copy()
-    cut = np.random.default_rng(4).random(len(outputs) + 4 * users)[:users]
-    outputs[:users] = np.ceil(outputs[:users] * cut)
+    outputs[:users] = np.ceil(outputs[:users] * np.random.default_rng(0).random(users))
     service = service_at(of.step_model, of.times, of.kv_capacity_tokens)
     requests = Again(replace(stream, output_tokens=outputs))
     exact = figures_of(simulate_finite(service, requests, users, n + 2 * users), users, n)
     for key in (("ttft_ms", "p50"), ("e2e_ms", "mean"), ("tpot_ms", "p95"), ("itl_ms", "mean")):
-        assert found.latencies[key][0] == pytest.approx(exact[key], rel=0.02), key
+        assert found.latencies[key][0] == pytest.approx(exact[key], rel=0.03), key
     # Little's law.
     assert found.rate_per_s[0] * found.latencies["e2e_ms", "mean"][0] == pytest.approx(1e3 * users)
 

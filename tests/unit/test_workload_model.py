@@ -301,3 +301,18 @@ def test_nothing_is_left_when_a_write_fails(tmp_path: Path, monkeypatch: pytest.
         model.save(tmp_path)
     with pytest.raises(TraceError, match="no folder that can be written"):
         model.save(target / "below.parquet")
+
+
+@given(REQUESTS, st.integers(1, 400), st.integers(0, 3))
+@settings(max_examples=30)
+def test_requests_that_stand_for_all_have_each_cell_as_often_as_it_weighs(
+    requests: Requests, n: int, seed: int
+) -> None:
+    model = fit(lambda: [requests], max_bins=20)
+    spread = model.spread(n, seed)
+    assert len(spread) == n
+    assert same(spread, model.spread(n, seed))
+    cells, counts = np.unique(np.array(bin_indices(model, spread)), axis=0, return_counts=True)
+    weights = dict(zip(map(tuple, model.cells.T.tolist()), model.weights.tolist(), strict=True))
+    for cell, count in zip(map(tuple, cells.tolist()), counts.tolist(), strict=True):
+        assert abs(count - n * weights[cell] / len(requests)) < 1 + 1e-9
