@@ -29,6 +29,7 @@ from llmpilot.workload import Requests
 
 Numbers = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Counts = NDArray[np.signedinteger]
 
 OWED = 0.07
 """Share of the output still owed that vLLM's lanes keep free, as they preempt nobody: with it as many run as
@@ -40,13 +41,11 @@ WARM_UP, TAIL = 0.2, 0.1
 DIVERGED = 0.4
 """A queue of so many of all its requests is that of an overloaded open loop: its lane ends there."""
 LATENCIES = ("ttft_ms", "nttft_ms", "itl_ms", "tpot_ms", "e2e_ms")
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+STATISTICS = ("p50", "p90", "p95", "p99", "mean")
+_QUANTILES = np.array([0.5, 0.9, 0.95, 0.99])
 _WORD = 64
 _AHEAD = 16
 """Words of steps that are searched for the next end at once."""
-_BIN = 0.01
-"""Width of a bin of the gaps between tokens, in log units."""
-_LEAST_GAP_MS, _MOST_GAP_MS = 0.05, 1e6
 
 
 @dataclass(frozen=True)
@@ -440,7 +439,6 @@ class _Lanes:
         self.start_ms = np.full((n, most), inf)
         self.finish = np.zeros((n, most), dtype=np.int64)
         self.start_at = np.zeros((n, most), dtype=np.int32)
-        self.done_at = np.full((n, most), np.iinfo(np.int32).max, dtype=np.int32)
         self.words = -(-max(longest_output + 2, 2 * _WORD) // _WORD) + 1
         self.words = 1 << (self.words - 1).bit_length()
         self.ring = self.words * _WORD
@@ -769,138 +767,121 @@ class _Lanes:
 
     def figures(self) -> LaneFigures:
         """Return the figures of all lanes' steady parts."""
-        done_ms = self._done()
-        if self.closed_at_once:
-            # Whoever has an answer sends again: the m-th to send is the m-th whose request ended.
-            for lane, users in enumerate(self.users_of_all.tolist()):
-                ends = np.sort(done_ms[lane])
-                self.sent_ms[lane, users : len(ends)] = ends[: len(ends) - users]
-        number = self.first[:, None] + np.arange(int((self.last - self.first).max()))
-        inside = (number < self.last[:, None]) & ~self.diverged[:, None]
-        rows, number = np.arange(self.n)[:, None], np.minimum(number, self.finish.shape[1] - 1)
-        request = self.begin_of_all[:, None] + number
-        inputs, outputs = self.streams.inputs[request], self.streams.outputs[request]
-        sent, first, done = self.sent_ms[rows, number], self.start_ms[rows, number], done_ms[rows, number]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            values = {
-                "ttft_ms": first - sent,
-                "nttft_ms": (first - sent) / inputs,
-                "tpot_ms": np.where(outputs > 1, (done - first) / (outputs - 1), inf),
-                "e2e_ms": done - sent,
-            }
-        found: dict[tuple[str, str], Numbers] = {}
-        for latency, each in values.items():
-            for statistic, value in _statistics(np.where(inside, each, inf)).items():
-                found[latency, statistic] = value
-        tokens = self.streams.copies[request] * outputs
-        mean_tokens = np.where(inside, tokens, 0).sum(axis=1) / np.maximum(inside.sum(axis=1), 1)
-        everybody = np.arange(self.finish.shape[1])
-        measured = (everybody >= self.first[:, None]) & (everybody < self.last[:, None])
-        for statistic, value in self._gaps(measured).items():
-            found["itl_ms", statistic] = value
-        gaps = np.where(inside, self.streams.copies[request] * (outputs - 1), 0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            decoding = np.where(inside & (outputs > 1), done - first, 0.0) * self.streams.copies[request]
-            found["itl_ms", "mean"] = np.where(
-                gaps.sum(axis=1) > 0, decoding.sum(axis=1) / gaps.sum(axis=1), inf
-            )
-        rate = self._rates(np.where(inside, done, inf), found["e2e_ms", "mean"], done_ms)
+        seen = [self._seen(lane) for lane in range(self.n)]
         failures = self.streams.failures[self.service_of_all]
         never = failures == 1.0
+        lost = never | self.diverged
+        values = np.stack([each.latencies for each in seen])
+        rate, tokens, decoding_s = np.array([[s.rate_per_s, s.tokens, s.decoding_s] for s in seen]).T
+        rate[never] = 0.0
         return LaneFigures(
-            latencies={key: np.where(never | self.diverged, inf, value) for key, value in found.items()},
-            rate_per_s=np.where(never, 0.0, rate),
-            output_tokens_per_s=np.where(never, 0.0, rate * self._mean_output_tokens(mean_tokens)),
-            running=np.where(
-                never, 0.0, rate * decoding.sum(axis=1) / 1e3 / np.maximum(inside.sum(axis=1), 1)
-            ),
+            latencies={
+                (latency, statistic): np.where(lost, inf, values[:, i, j])
+                for i, latency in enumerate(LATENCIES)
+                for j, statistic in enumerate(STATISTICS)
+            },
+            rate_per_s=rate,
+            output_tokens_per_s=rate * tokens,
+            running=rate * decoding_s,
             failures=failures,
         )
 
-    def _done(self) -> Numbers:
-        """Return when requests ended [lanes, requests] ms; infinity for those that did not."""
-        done_ms = np.full(self.finish.shape, inf)
-        for lane, passed in enumerate(self.log_length.tolist()):
-            begun = np.flatnonzero(np.isfinite(self.start_ms[lane]))
-            finish = self.finish[lane, begun]
-            at = np.searchsorted(self.step_log[lane, :passed], finish)
-            there = at < passed
-            begun, at = begun[there], at[there]
-            at = np.maximum(at, self.start_at[lane, begun])
-            done_ms[lane, begun], self.done_at[lane, begun] = self.time_log[lane, at], at
-        return done_ms
-
-    def _rates(self, done_ms: Numbers, e2e_ms: Numbers, all_done_ms: Numbers) -> Numbers:
-        """Return how many requests end a second: of a closed loop by Little's law, else as they ended."""
-        if isinstance(self.load, ClosedLanes):
-            return np.asarray(1e3 * self.users_of_all / (e2e_ms + self.load.think_time_ms))
-        ends = np.sort(np.where(self.diverged[:, None], all_done_ms[:, : done_ms.shape[1]], done_ms), axis=1)
-        count = np.isfinite(ends).sum(axis=1)
-        rows, low, high = np.arange(self.n), count // 10, np.maximum(count * 9 // 10, count // 10)
-        last = ends.shape[1] - 1
-        lasted = ends[rows, np.minimum(high, last)] - ends[rows, np.minimum(low, last)]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(np.where(high > low, 1e3 * (high - low) / lasted, 0.0))
-
-    def _mean_output_tokens(self, measured: Numbers) -> Numbers:
-        """Return the mean output of a request in each lane, also of those that nothing is measured of."""
-        streams, begin = self.streams, self.begin_of_all
-        n = len(streams.inputs) // len(set(streams.starts.tolist()))
-        sums = np.cumsum(np.append(0.0, streams.copies * streams.outputs))
-        return np.where(measured > 0, measured, (sums[begin + n - 1] - sums[begin]) / max(n - 1, 1))
-
-    def _gaps(self, measured: NDArray[np.bool_]) -> dict[str, Numbers]:
-        """Return percentiles of the gaps between the tokens of each lane's `measured` requests."""
-        passed = self.passed
-        lane, number = np.nonzero(measured & (self.done_at < passed))
-        copies = self.streams.copies[self.begin_of_all[lane] + number]
-        flat = lane * (passed + 1)
-        begun = np.bincount(flat + self.start_at[lane, number] + 1, copies, self.n * (passed + 1))
-        begun -= np.bincount(flat + self.done_at[lane, number] + 1, copies, self.n * (passed + 1))
-        decoding = begun.reshape(self.n, passed + 1).cumsum(axis=1)
-        time_ms, step = self.time_log[:, :passed], self.step_log[:, :passed]
-        before_ms = np.zeros_like(time_ms)
-        before_ms[:, 1:] = time_ms[:, :-1]
-        steps = np.diff(step, axis=1, prepend=0)
-        lane, at = np.nonzero((steps > 0) & (decoding[:, :-1] > 0))
-        several = steps[lane, at]
-        took_ms = (time_ms[lane, at] - before_ms[lane, at]) / several
-        # The decode step before, wherever prompts had steps of their own in between.
-        order = np.where(steps > 0, np.arange(passed), 0)
-        last = np.maximum.accumulate(order, axis=1)
-        previous = last[lane, np.maximum(at - 1, 0)]
-        waited_ms = before_ms[lane, at] - time_ms[lane, previous]
-        waiting = np.where(waited_ms > 1e-9, decoding[lane, previous + 1], 0)
-        weights = np.concatenate([decoding[lane, at] * several - waiting, waiting])
-        gaps_ms = np.concatenate([took_ms, took_ms + waited_ms])
-        bins = int(np.log(_MOST_GAP_MS / _LEAST_GAP_MS) / _BIN)
-        place = np.log(np.maximum(gaps_ms, _LEAST_GAP_MS) / _LEAST_GAP_MS) / _BIN
-        flat = np.concatenate([lane, lane]) * bins + np.minimum(place.astype(np.int64), bins - 1)
-        sums = np.bincount(flat, weights, minlength=self.n * bins).reshape(self.n, bins).cumsum(axis=1)
-        found = {}
-        for statistic, quantile in QUANTILES.items():
-            number = (sums >= quantile * sums[:, -1:]).argmax(axis=1)
-            value = _LEAST_GAP_MS * np.exp((number + 0.5) * _BIN)
-            found[statistic] = np.where(sums[:, -1] > 0, value, inf)
-        return found
+    def _seen(self, lane: int) -> "_Seen":
+        """Return what the clients of one lane saw in its steady part."""
+        passed, begin, streams = int(self.log_length[lane]), int(self.begin_of_all[lane]), self.streams
+        time_ms, step = self.time_log[lane, :passed], self.step_log[lane, :passed]
+        count = int(np.isfinite(self.start_ms[lane]).sum())
+        start_ms, start_at = self.start_ms[lane, :count], self.start_at[lane, :count]
+        done_at = np.maximum(np.searchsorted(step, self.finish[lane, :count]), start_at)
+        done_ms = np.append(time_ms, inf)[np.minimum(done_at, passed)]
+        users, users_wait_ms = int(self.users_of_all[lane]), self.think_ms
+        if self.closed_at_once:
+            # Whoever has an answer sends again: the m-th to send is the m-th whose request ended.
+            self.sent_ms[lane, users : users + count] = np.sort(done_ms)[: self.sent_ms.shape[1] - 1 - users]
+        part = slice(int(self.first[lane]), min(int(self.last[lane]), count))
+        request = slice(begin + part.start, begin + max(part.start, part.stop))
+        inputs, outputs = streams.inputs[request], streams.outputs[request]
+        copies = streams.copies[request]
+        start, done, sent = start_ms[part], done_ms[part], self.sent_ms[lane, part]
+        if self.diverged[lane] or not len(done):
+            # Of what ended before it was given up, the rate.
+            ended = np.sort(done_ms[np.isfinite(done_ms)])
+            rate = _rate_per_s(ended) if len(ended) > 1 else 0.0
+            tokens = float((streams.copies * streams.outputs)[begin : begin + max(count, 1)].mean())
+            return _Seen(np.full((len(LATENCIES), len(STATISTICS)), inf), rate, tokens, 0.0)
+        decoding_ms = done - start
+        several = outputs > 1
+        gaps = np.maximum(outputs - 1, 1)
+        e2e_ms = done - sent
+        latencies = np.full((len(LATENCIES), len(STATISTICS)), inf)
+        latencies[0], latencies[1] = _statistics(start - sent), _statistics((start - sent) / inputs)
+        if several.any():
+            latencies[3] = _statistics((decoding_ms / gaps)[several])
+            latencies[2, :-1] = _gap_quantiles(
+                time_ms, step, start_at[part][several], done_at[part][several], copies[several]
+            )
+            latencies[2, -1] = (copies * decoding_ms)[several].sum() / (copies * gaps)[several].sum()
+        latencies[4] = _statistics(e2e_ms)
+        if users:  # by Little's law
+            rate = 1e3 * users / (float(e2e_ms.mean()) + users_wait_ms)
+        else:
+            rate = _rate_per_s(np.sort(done))
+        return _Seen(
+            latencies, rate, float((copies * outputs).mean()), float((copies * decoding_ms).mean()) / 1e3
+        )
 
 
-def _statistics(values: Numbers) -> dict[str, Numbers]:
-    """Return quantiles and mean of the finite values in each row [rows]; of none, infinity."""
-    ordered = np.sort(values, axis=1)
-    finite = np.isfinite(ordered)
-    count = finite.sum(axis=1)
-    rows, last = np.arange(len(values)), np.maximum(count - 1, 0)
-    found = {}
-    for statistic, quantile in QUANTILES.items():
-        place = quantile * last
-        low = place.astype(np.int64)
-        below, above = ordered[rows, low], ordered[rows, np.minimum(low + 1, last)]
-        with np.errstate(invalid="ignore"):
-            found[statistic] = np.where(count > 0, below + (above - below) * (place - low), inf)
-    sums = np.where(finite, ordered, 0.0).sum(axis=1)
-    found["mean"] = np.where(count > 0, sums / np.maximum(count, 1), inf)
-    return found
+@dataclass(frozen=True)
+class _Seen:
+    """Latencies [LATENCIES, STATISTICS] ms of one lane, requests/s, a request's mean output tokens, and how
+    long it decodes, all its sequences together."""
+
+    latencies: Numbers
+    rate_per_s: float
+    tokens: float
+    decoding_s: float
+
+
+def _rate_per_s(ends_ms: Numbers) -> float:
+    """Return how many of the requests that end at rising times ended a second, in the middle of the time."""
+    low, high = len(ends_ms) // 10, max(len(ends_ms) * 9 // 10, len(ends_ms) // 10)
+    lasted_ms = float(ends_ms[min(high, len(ends_ms) - 1)] - ends_ms[low])
+    return 1e3 * (high - low) / lasted_ms if lasted_ms > 0 else 0.0
+
+
+def _statistics(values: Numbers) -> Numbers:
+    """Return the STATISTICS of values."""
+    ordered = np.sort(values)
+    place = _QUANTILES * (len(ordered) - 1)
+    low = place.astype(np.int64)
+    below = ordered[low]
+    between = (ordered[np.minimum(low + 1, len(ordered) - 1)] - below) * (place - low)
+    return np.append(below + between, ordered.mean())
+
+
+def _gap_quantiles(
+    time_ms: Numbers, step: Counts, start_at: Counts, done_at: Counts, copies: Ints
+) -> Numbers:
+    """Return quantiles of the gaps between tokens, of requests that decode from behind one entry of a lane's
+    log up to another one; step k of the log's is over at a time of it."""
+    n = len(time_ms) + 1
+    begun = np.bincount(start_at + 1, copies, n) - np.bincount(done_at + 1, copies, n + 1)[:n]
+    decoding = np.cumsum(begun)
+    steps = np.diff(step, prepend=0)
+    before_ms = np.append(0.0, time_ms[:-1])
+    at = np.flatnonzero((steps > 0) & (decoding[:-1] > 0))
+    several = steps[at]
+    took_ms = (time_ms[at] - before_ms[at]) / several
+    # The decode step before, wherever prompts had steps of their own in between.
+    last = np.maximum.accumulate(np.where(steps > 0, np.arange(n - 1), 0))
+    previous = last[np.maximum(at - 1, 0)]
+    waited_ms = before_ms[at] - time_ms[previous]
+    waiting = np.where(waited_ms > 1e-9, decoding[previous + 1], 0)
+    weights = np.concatenate([decoding[at] * several - waiting, waiting])
+    gaps_ms = np.concatenate([took_ms, took_ms + waited_ms])
+    order = np.argsort(gaps_ms)
+    sums = np.cumsum(weights[order])
+    return np.asarray(gaps_ms[order[np.searchsorted(sums, _QUANTILES * sums[-1])]])
 
 
 def _lowest(words: NDArray[np.uint64]) -> Ints:

@@ -31,7 +31,7 @@ Ints = NDArray[np.int64]
 
 REQUESTS = 500
 """Requests of a lane under a light load, warm-up and tail included."""
-TURNOVERS, MOST_REQUESTS = 16, 4000
+TURNOVERS, MOST_REQUESTS = 12, 3000
 """Requests of an open lane at least, as a multiple of those that run at once when it is full."""
 SHARES = (0.03, 0.15, 0.35, 0.55, 0.72, 0.85, 0.93, 0.98)
 """Loads of an open curve's points, as shares of what the service delivers when it is full."""
