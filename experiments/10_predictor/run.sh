@@ -7,4 +7,5 @@ python="${PYTHON:-python}"
 "$python" -m llmpilot task=evaluate 'evaluate.measured=[1xH100]' result_file=pilot_h100.json
 "$python" -m llmpilot task=evaluate 'evaluate.measured=[1xA100]' result_file=pilot_a100.json
 "$python" ablation.py --seeds "${1:-2}"
-"$python" calibration.py --seeds "${1:-2}"
+"$python" grids.py --seeds "${1:-2}"
+"$python" ship.py

@@ -20,7 +20,7 @@ from llmpilot.predict.prediction import Prediction
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-CERTAINTY_WORTH = 0.8
+CERTAINTY_WORTH = 0.75
 """How many percent more are paid for one percent more of the probability that the promise is kept, where no
 largest risk is given. 1 is the least cost of a kept promise; chosen by nested evaluation
 (experiments/19_recommendations)."""

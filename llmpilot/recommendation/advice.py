@@ -8,7 +8,6 @@ from llmpilot.config import Gpu, Model, Sla
 from llmpilot.errors import ConfigError
 from llmpilot.predict.decision import Choice, Need
 from llmpilot.predict.prediction import Prediction
-from llmpilot.recommendation.calibration import calibrated
 from llmpilot.recommendation.fitting import split_by_fit
 from llmpilot.recommendation.learn import Learned
 from llmpilot.recommendation.measurement import Measurement, worth_of_measuring
@@ -16,6 +15,7 @@ from llmpilot.recommendation.need import need_of
 from llmpilot.recommendation.ranking import Option, Ranking, rank
 from llmpilot.recommendation.serve_line import serve_line
 from llmpilot.recommendation.trust import Trust, judge_trust
+from llmpilot.recommendation.unseen import widen_unseen
 
 CANDIDATES = 14
 """Measurements that are weighed against each other, at most."""
@@ -118,7 +118,7 @@ def advise(question: Question, learned: Learned) -> Advice:
         trust = Trust("high", ("that it does not fit is arithmetic, not a prediction",))
         return Advice(question, ranking, trust, None, "no measurement makes it fit", 0)
     prediction = learned.fitted.predict(question.model, fit, learned.users, learned.own)
-    prediction = calibrated(prediction, learned.evidence, learned.measured_on)
+    prediction = widen_unseen(prediction, learned.evidence, learned.measured_on)
     ranking = rank(prediction, need, question.risk, unfit)
     best = ranking.recommended
     profile = best.profile if best else next(option.profile for option in ranking.options)

@@ -6,6 +6,7 @@ A fitted predictor is kept on disk by what it was made of, so that asking again 
 import hashlib
 import inspect
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Protocol, runtime_checkable
 import pandas as pd
 
 import llmpilot
+from llmpilot import console
 from llmpilot.config import Model
 from llmpilot.dataset import Dataset
 from llmpilot.dataset.facts import fingerprint
@@ -22,7 +24,7 @@ from llmpilot.errors import ConfigError
 from llmpilot.predict.predictor import Fitted, Predictor
 from llmpilot.recommendation.trust import Evidence
 
-FOLDER = Path(".llmpilot") / "predictors"
+FOLDER = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-pilot" / "predictors"
 KEPT = 8
 """Fitted predictors that are kept; of more, those longest not used go."""
 
@@ -57,6 +59,13 @@ class _Loads(Protocol):
     """A predictor whose fitted ones can be read back."""
 
     def load(self, folder: Path) -> Fitted: ...
+
+
+@runtime_checkable
+class _Ships(Protocol):
+    """A predictor of which fitted ones come with the package."""
+
+    def shipped(self, data: Dataset, seed: int) -> Fitted | None: ...
 
 
 def learn(
@@ -122,7 +131,10 @@ def _fitted(
     if kept is not None and isinstance(predictor, _Loads) and (kept / "complete").is_file():
         (kept / "complete").touch()
         return predictor.load(kept)
-    fitted = predictor.fit(data, seed) if own is None else predictor.fit_knowing(data, own, seed)
+    if own is None and isinstance(predictor, _Ships) and (ready := predictor.shipped(data, seed)):
+        return ready
+    with console.err.status(f"fitting {predictor.name} to {len(data):,} measured levels, once"):
+        fitted = predictor.fit(data, seed) if own is None else predictor.fit_knowing(data, own, seed)
     if kept is not None and isinstance(fitted, _Saves):
         _keep(fitted, kept)
     return fitted

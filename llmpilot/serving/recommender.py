@@ -15,10 +15,10 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped, u
 from llmpilot import catalog
 from llmpilot.config import Gpu, Model
 from llmpilot.predict.prediction import Metric, Prediction
-from llmpilot.recommendation.calibration import calibrated
 from llmpilot.recommendation.fitting import split_by_fit
 from llmpilot.recommendation.ranking import Option, Ranking, latency_at, rank
 from llmpilot.recommendation.trust import judge_trust
+from llmpilot.recommendation.unseen import widen_unseen
 from llmpilot.serving.bundle import Bundle
 from llmpilot.serving.rows import Cell, Known, Question, names_of
 
@@ -180,7 +180,7 @@ class Recommender:
         if not fit:
             return _Predicted(None, tuple(unfit), measured_on)
         prediction = bundle.fitted.predict(model, fit, bundle.users, own)
-        return _Predicted(calibrated(prediction, bundle.evidence, measured_on), tuple(unfit), measured_on)
+        return _Predicted(widen_unseen(prediction, bundle.evidence, measured_on), tuple(unfit), measured_on)
 
 
 @cache

@@ -12,6 +12,7 @@ import xgboost
 from llmpilot.errors import ConfigError
 from llmpilot.files import to_json, write_text
 from llmpilot.predict.pilot.cells import Cells, Known, Rows, cells_of, grid_rows
+from llmpilot.predict.pilot.difficulty import traits_of
 from llmpilot.predict.pilot.features import features_of
 from llmpilot.predict.pilot.lessons import Profile, carried, profile_of
 from llmpilot.predict.pilot.measured import ITL, METRICS, NTTFT, Measured, measured_of
@@ -24,20 +25,17 @@ from llmpilot.predict.prediction import FAILURES_ALLOWED, Draws, Floats, Predict
 from llmpilot.predict.predictor import Fitted
 
 FACTS_FILE, OUT_OF_FOLD_FILE, FAILURES_FILE = "pilot.json", "out_of_fold.csv", "failures.ubj"
-FORMAT = 2
+FORMAT = 3
 SORT_BY = -1
 """The feature by which rows are alike: the last is the latency of some physics, if there is any."""
 
 
 @dataclass(frozen=True)
 class FittedView:
-    """One view: the physics that its trees see; and, for each metric, a forest, the residuals' spread, and
-    how far its medians are to be trusted."""
+    """One view: the physics that its trees see, and a forest for each metric."""
 
     physics: tuple[str, ...]
     forests: tuple[xgboost.Booster, ...]
-    residuals: tuple[Residuals, ...]
-    trust: tuple[float, ...]
 
     def mean(self, metric: int, features: Floats) -> Floats:
         """Return the logs of a metric, [n]."""
@@ -48,6 +46,7 @@ class FittedView:
 class FittedPilot(Fitted):
     """What was learned. The same question gets the same answer: `draws` joint samples come from `seed`.
 
+    `residuals` are the spread of each metric; `kin` says how many LLMs of each kind were learned from.
     With profiles `seen_on` it was learned for one LLM, and `predict` is to be given what was measured of it
     there; what it is given beyond them moves and narrows the draws. `out_of_fold` has the rows that were
     learned from (model, gpu, count, users), but for those profiles, and the log errors nttft and itl,
@@ -58,6 +57,8 @@ class FittedPilot(Fitted):
     closed_form: Physics
     simulator: SimulatorPhysics
     views: tuple[FittedView, ...]
+    residuals: PerMetric[Residuals]
+    kin: tuple[int, int, int]
     failures: xgboost.Booster | None
     seen_on: tuple[Profile, ...]
     draws: int
@@ -70,23 +71,21 @@ class FittedPilot(Fitted):
         grid, shown = grid_rows(model, profiles, users), measured_of(model, profiles, query.measured)
         learned, shown_besides = shown.split(self.seen_on) if shown else (None, None)
         features = self._features(grid, learned)
-        shape, share = (len(profiles), len(users)), -(-self.draws // len(self.views))
+        shape = (len(profiles), len(users))
         on_grid = [shown.on_grid(logs, len(profiles), users) for logs in shown.truth.T] if shown else None
-        drawn = self._strayed(shown_besides, learned, shape[0], users, share)
+        drawn = self._strayed(shown_besides, learned, shape[0], users)
         if learned:
             # Between the loads measured on a profile seen, what was measured there narrows the draws as well.
             there = [at for at, gpu in enumerate(profiles) if profile_of(gpu) in self.seen_on]
-            drawn = replaced(drawn, self._strayed(learned, learned, shape[0], users, share), there)
+            drawn = replaced(drawn, self._strayed(learned, learned, shape[0], users), there)
         means, failures = self._forests_say(features, shape)
+        traits = self._traits(grid)
         answers, samples = [], []
-        for metric in (NTTFT, ITL):
-            medians, sample = [], np.empty((self.draws, *shape))
-            for number, (residuals, pull) in enumerate(drawn[metric]):
-                mean = means[number][metric]
-                medians.append(mean + pull)
-                part = sample[number * share : (number + 1) * share]
-                np.add(mean, residuals[: len(part)], out=part)
-            median = medians[int(np.argmax([view.trust[metric] for view in self.views]))]
+        for metric, (strays, pull) in enumerate(drawn):
+            scale = self.residuals[metric].scale(traits).reshape(shape)
+            median = means[metric] + pull * scale
+            sample = strays * scale
+            sample += means[metric]
             if on_grid is not None:
                 median = np.where(np.isfinite(on_grid[metric]), on_grid[metric], median)
                 sample = np.where(np.isfinite(on_grid[metric]), on_grid[metric], sample)
@@ -108,42 +107,45 @@ class FittedPilot(Fitted):
         learned: Measured | None,
         profiles: int,
         users: Sequence[int],
-        draws: int,
     ) -> Strayed:
         """Return how far the truth may lie from what the trees say, given some measured cells."""
+        draws, seed = self.draws, self.seed
         if shown is None:
-            return strayed_unseen(self.residuals, profiles, tuple(users), draws, self.seed)
+            return strayed_unseen(self.residuals, profiles, tuple(users), draws, seed)
         missed = self._missed(shown, learned)
-        return strayed(self.residuals, missed, profiles=profiles, users=users, draws=draws, seed=self.seed)
+        return strayed(self.residuals, missed, profiles=profiles, users=users, draws=draws, seed=seed)
+
+    def _traits(self, rows: Rows) -> Floats:
+        """Return what makes cells of an LLM that was not learned from hard to predict, [n, k]."""
+        kinds = cells_of(rows, self.known).kind
+        return traits_of(self.simulator.queue(rows), np.asarray(self.kin, dtype=float)[kinds])
 
     def _forests_say(
         self, features: list[Floats], shape: tuple[int, int]
-    ) -> tuple[list[list[Floats]], Floats | None]:
-        """Return the log means, view by view and metric by metric, and how probable failures are; [shape]."""
+    ) -> tuple[list[Floats], Floats | None]:
+        """Return the log means, metric by metric, and how probable failures are; [shape]."""
         questions = [
             (forest, seen) for view, seen in zip(self.views, features, strict=True) for forest in view.forests
         ]
         if self.failures is not None:
             questions.append((self.failures, features[int(np.argmax([len(v.physics) for v in self.views]))]))
         said = [one.reshape(shape) for one in predict_all(questions, sort_by=SORT_BY)]
-        means = [[said.pop(0) for _ in view.forests] for view in self.views]
-        return means, said[0] if said else None
-
-    @property
-    def residuals(self) -> PerMetric[Residuals]:
-        """The spread of each metric's residuals, view by view."""
-        return tuple(tuple(view.residuals[metric] for view in self.views) for metric in (NTTFT, ITL))
+        metrics = len(METRICS)
+        of_views = metrics * len(self.views)
+        means = [np.mean(said[metric:of_views:metrics], axis=0, dtype=float) for metric in (NTTFT, ITL)]
+        return means, said[of_views] if len(said) > of_views else None
 
     def _missed(self, shown: Measured, learned: Measured | None) -> PerMetric[Cluster]:
-        """Return what each view's trees miss of the measured cells that they have not learned from."""
+        """Return what the trees miss of the measured cells that they have not learned from."""
         there = self._features(shown.rows, learned)
-        doublings = np.log2(shown.rows.users)
-        return tuple(
-            tuple(
-                Cluster(shown.profile, doublings, shown.truth[:, metric] - view.mean(metric, seen))
-                for view, seen in zip(self.views, there, strict=True)
-            )
+        doublings, traits = np.log2(shown.rows.users), self._traits(shown.rows)
+        means = (
+            np.mean([view.mean(metric, seen) for view, seen in zip(self.views, there, strict=True)], axis=0)
             for metric in (NTTFT, ITL)
+        )
+        return tuple(
+            Cluster(shown.profile, doublings, truth - mean, traits)
+            for truth, mean in zip(shown.truth.T, means, strict=True)
         )
 
     def _features(self, rows: Rows, learned: Measured | None) -> list[Floats]:
@@ -175,20 +177,14 @@ class FittedPilot(Fitted):
     def save(self, folder: Path) -> None:
         """Write everything to a folder: JSON, CSV, and XGBoost's own format. Nothing in them is code."""
         folder.mkdir(parents=True, exist_ok=True)
-        views = [
-            {
-                "physics": view.physics,
-                "residuals": [asdict(one) for one in view.residuals],
-                "trust": view.trust,
-            }
-            for view in self.views
-        ]
         facts = {
             "format": FORMAT,
             "known": asdict(self.known),
             "closed_form": {"factors": self.closed_form.factors, "hosts": self.closed_form.hosts},
             "simulator": self.simulator.factors,
-            "views": views,
+            "views": [view.physics for view in self.views],
+            "residuals": [asdict(one) for one in self.residuals],
+            "kin": self.kin,
             "seen_on": self.seen_on,
             "failures": self.failures is not None,
             "draws": self.draws,
@@ -232,10 +228,8 @@ def load_pilot(folder: Path) -> FittedPilot:
         closed_form = facts["closed_form"]
         views = tuple(
             FittedView(
-                physics=tuple(view["physics"]),
+                physics=tuple(view),
                 forests=tuple(read_forest(folder / f"{number}_{name}.ubj") for name in METRICS),
-                residuals=tuple(Residuals(tuple(r["variances"]), r["freedom"]) for r in view["residuals"]),
-                trust=tuple(view["trust"]),
             )
             for number, view in enumerate(facts["views"])
         )
@@ -244,6 +238,11 @@ def load_pilot(folder: Path) -> FittedPilot:
             closed_form=Physics(known, closed_form["factors"], tuple(closed_form["hosts"])),
             simulator=SimulatorPhysics(facts["simulator"]),
             views=views,
+            residuals=tuple(
+                Residuals(tuple(one["variances"]), one["freedom"], tuple(one["widening"]))
+                for one in facts["residuals"]
+            ),
+            kin=tuple(facts["kin"]),
             failures=read_forest(folder / FAILURES_FILE) if facts["failures"] else None,
             seen_on=tuple((gpu, count) for gpu, count in facts["seen_on"]),
             draws=facts["draws"],

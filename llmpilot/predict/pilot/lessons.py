@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from llmpilot.config import Gpu
 from llmpilot.dataset import Dataset
 from llmpilot.predict.pilot.cells import Known, Rows, cells_of, dataset_rows, known_of
+from llmpilot.predict.pilot.difficulty import kin_of, traits_of
 from llmpilot.predict.pilot.features import features_of
 from llmpilot.predict.pilot.measured import METRICS
 from llmpilot.predict.pilot.physics import Physics, fit_physics, weights_of
@@ -58,6 +59,7 @@ class Lessons:
     `failing` [n] is 1 where the load or the GPUs cost more than 1% of the requests, 0 where not, NaN where
     failures were not counted. `said` and `missed` [n, 2] are, for every kind of physics, what it says of each
     row and what it missed of the row's LLM on the profiles `seen_on`; `seen` [n] are the rows there.
+    `queue` [n] is how long requests wait, as the simulator has it (`SimulatorPhysics.queue`).
     """
 
     names: NDArray[np.object_]
@@ -67,6 +69,7 @@ class Lessons:
     weights: Floats
     known: Known
     said: dict[str, Floats]
+    queue: Floats
     missed: dict[str, Floats]
     seen_on: tuple[Profile, ...]
     seen: Mask
@@ -83,15 +86,25 @@ class Lessons:
 
     def clusters(self, missed: Floats) -> list[Cluster]:
         """Return what was missed [n] of each LLM where it is not shown."""
-        doublings = np.log2(self.rows.users)
+        doublings, kinds = np.log2(self.rows.users), cells_of(self.rows, self.known).kind
+        others = np.asarray(self.kin)[kinds] - 1.0
+        traits = traits_of(self.queue, others)
         hidden = ((self.names == name) & ~self.seen for name in self.llms)
-        return [Cluster(self.rows.pair[at], doublings[at], missed[at]) for at in hidden if at.any()]
+        return [
+            Cluster(self.rows.pair[at], doublings[at], missed[at], traits[at]) for at in hidden if at.any()
+        ]
+
+    @property
+    def kin(self) -> tuple[int, int, int]:
+        """How many LLMs there are of each kind of batching, without the one that will be asked about."""
+        kinds = cells_of(self.rows, self.known).kind
+        return kin_of(np.array([kinds[self.names == name][0] for name in self.llms]))
 
 
 def lessons_of(data: Dataset, own: Dataset | None = None) -> Lessons:
     """Return what there is to learn for an LLM that is not in `data`, of which `own` was measured."""
     base = physics_of(data)
-    names, rows, truth, said = base.names, base.rows, base.truth, base.said
+    names, rows, truth, said, queue = base.names, base.rows, base.truth, base.said, base.queue
     failing = _failing(data)
     weights = weights_of(names)
     seen_on: tuple[Profile, ...] = ()
@@ -105,6 +118,7 @@ def lessons_of(data: Dataset, own: Dataset | None = None) -> Lessons:
         weights = np.concatenate([weights, np.ones(len(shown))])
         ahead = base.say(shown)
         said = {kind: np.concatenate([said[kind], ahead[kind]]) for kind in PHYSICS}
+        queue = np.concatenate([queue, base.simulator.queue(shown)])
     seen = _on(rows, seen_on)
     doublings, missed = np.log2(rows.users), {}
     for kind in PHYSICS:
@@ -113,7 +127,7 @@ def lessons_of(data: Dataset, own: Dataset | None = None) -> Lessons:
             of, there = names == name, (names == name) & seen
             errors = (truth - said[kind])[there]
             missed[kind][of] = carried(errors, doublings[there], doublings[of])
-    return Lessons(names, rows, truth, failing, weights, base.known, said, missed, seen_on, seen)
+    return Lessons(names, rows, truth, failing, weights, base.known, said, queue, missed, seen_on, seen)
 
 
 def _shared(own: Dataset, rows: Rows, names: NDArray[np.object_]) -> tuple[Profile, ...]:
@@ -140,30 +154,35 @@ def _logs(data: Dataset) -> Floats:
 
 
 def _failing(data: Dataset) -> Floats:
-    """Return whether more than 1% fail beyond what the LLM loses at its best: no GPU would mend that.
+    """Return whether more than 1% of the requests fail.
 
-    An LLM that was never measured with one user has not been seen at its best.
+    An LLM that loses as much at its best has another cause for it than load and GPUs: nothing is learned from
+    it, for its rate comes and goes without a pattern. One that was never measured with one user has not been
+    seen at its best.
     """
     rates, names = data.table["failure_rate"].astype(float), data.table["model"]
     at_best = rates.groupby(names).transform("min")
     seen_alone = data.table["users"].groupby(names).transform("min") <= 1
-    lost = (rates - at_best.where(seen_alone, 0.0)).to_numpy()
+    lost = rates.mask(seen_alone & (at_best > FAILURES_ALLOWED)).to_numpy()
     return np.where(np.isnan(lost), np.nan, lost > FAILURES_ALLOWED)
 
 
 class FoldedPhysics:
     """The rows of a data set, physics fitted on all of them, and what physics fitted without the row's LLM
-    `said` of each."""
+    `said` of each and of its `queue`."""
 
     def __init__(self, data: Dataset) -> None:
         self.names = data.table["model"].to_numpy(dtype=object)
         self.rows, self.known, self.truth = dataset_rows(data), known_of(data), _logs(data)
         self.closed_form, self.simulator = self._fit(None)
         self.said = {kind: np.empty_like(self.truth) for kind in PHYSICS}
+        self.queue = np.empty(len(self.truth))
         for name in set(self.names):
-            of = self.names == name
-            for kind, said in _say(self._fit(name), self.rows.select(of), self.known).items():
+            of, physics = self.names == name, self._fit(name)
+            own = self.rows.select(of)
+            for kind, said in _say(physics, own, self.known).items():
                 self.said[kind][of] = said
+            self.queue[of] = physics[1].queue(own)
 
     def say(self, rows: Rows) -> dict[str, Floats]:
         """Return what physics fitted on all rows says of others, [n, 2] a kind."""

@@ -1,9 +1,8 @@
-"""The default predictor: two views of physics, trees on each, the spread that leaving LLMs out shows.
+"""The default predictor: views of physics, trees on each, the spread that leaving LLMs out shows.
 
-Each view is a set of physics whose predictions the trees see beside the facts: the closed form, or closed
-form and simulator. Nothing that an LLM's rows are predicted from in training has seen that LLM. The draws of
-a prediction come from all views in equal parts, which keeps their disagreement; its median is that of the
-view that missed least of LLMs it had not seen.
+Each view is a set of physics whose predictions the trees see beside the facts: closed form and simulator, or
+the simulator alone. Nothing that an LLM's rows are predicted from in training has seen that LLM. A prediction
+is the mean of what all views say.
 """
 
 from pathlib import Path
@@ -20,6 +19,7 @@ from llmpilot.predict.pilot.fitted import FittedPilot, FittedView, load_pilot
 from llmpilot.predict.pilot.lessons import OWN, Lessons, lessons_of, physics_of
 from llmpilot.predict.pilot.measured import ITL, NTTFT
 from llmpilot.predict.pilot.residuals import fit_residuals
+from llmpilot.predict.pilot.shipped import shipped_pilot
 from llmpilot.predict.pilot.trees import grow, to_booster
 from llmpilot.predict.prediction import Floats
 from llmpilot.predict.predictor import Predictor
@@ -57,6 +57,10 @@ class Pilot(Predictor):
         """
         return self._fit(data, own, seed)
 
+    def shipped(self, data: Dataset, seed: int) -> FittedPilot | None:
+        """Return what `fit` would, from the package's files; None where that was not shipped."""
+        return shipped_pilot(self.model_dump(mode="json"), data, seed)
+
     def load(self, folder: Path) -> FittedPilot:
         """Return what a fitted pilot's `save` wrote."""
         return load_pilot(folder)
@@ -71,7 +75,8 @@ class Pilot(Predictor):
             )
         lessons, physics = lessons_of(data, own), physics_of(data)
         learned = [self._learn(view, lessons, seed + 7919 * number) for number, view in enumerate(self.views)]
-        missed = np.mean([missed for _, missed in learned], axis=0)[: len(data)]
+        missed = np.mean([missed for _, missed in learned], axis=0)
+        residuals = tuple(fit_residuals(lessons.clusters(missed[:, metric])) for metric in (NTTFT, ITL))
         keys = data.table[["model", "gpu", "count", "users"]]
         hidden = ~lessons.seen[: len(data)]
         return FittedPilot(
@@ -79,11 +84,13 @@ class Pilot(Predictor):
             closed_form=physics.closed_form,
             simulator=physics.simulator,
             views=tuple(view for view, _ in learned),
+            residuals=residuals,
+            kin=lessons.kin,
             failures=self._learn_failures(lessons, seed),
             seen_on=lessons.seen_on,
             draws=self.draws,
             seed=seed,
-            out_of_fold=keys.assign(nttft=missed[:, NTTFT], itl=missed[:, ITL])[hidden],
+            out_of_fold=keys.assign(nttft=missed[: len(data), NTTFT], itl=missed[: len(data), ITL])[hidden],
         )
 
     def _learn(self, view: View, lessons: Lessons, seed: int) -> tuple[FittedView, Floats]:
@@ -105,10 +112,7 @@ class Pilot(Predictor):
             for metric in (NTTFT, ITL) if hidden.any() else ():
                 left_out = forest(name, metric, self.fold_trees)
                 predicted[hidden, metric] = left_out.predict(features[hidden])
-        missed = lessons.truth - predicted
-        residuals = tuple(fit_residuals(lessons.clusters(missed[:, metric])) for metric in (NTTFT, ITL))
-        trust = tuple((1 / np.mean(missed[~lessons.seen] ** 2, axis=0)).tolist())
-        return FittedView(tuple(view), forests, residuals, trust), missed
+        return FittedView(tuple(view), forests), lessons.truth - predicted
 
     def _learn_failures(self, lessons: Lessons, seed: int) -> xgboost.Booster | None:
         """Return how probable failures are, by what the view with most physics sees; None: never counted."""

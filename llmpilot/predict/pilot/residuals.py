@@ -3,8 +3,9 @@
 Residuals are measured minus predicted logs, of predictions made without the LLM in question. What an LLM's
 cells share, and what the loads of one profile share, is found by the most probable variances. Some LLMs are
 far harder to predict than others: each has a scale of its own, and the fewer the degrees of freedom, the more
-they differ (Shah et al., AISTATS 2014). For an LLM that nobody has measured this is the spread of what may be
-true; its measured cells move and narrow it.
+they differ (Shah et al., AISTATS 2014). So are some cells, by traits that are known beforehand: a residual is
+what the process says, times the cell's scale. For an LLM that nobody has measured this is the spread of what
+may be true; its measured cells move and narrow it.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,10 @@ share: all, and like ones; and of a single cell."""
 PRIOR_FREEDOM = 5.0
 """Degrees of freedom."""
 PRIOR_SPREAD = 1.0
-"""How sure these are (log units)."""
+"""How sure these are (log units); and of a trait, that it does nothing to the scale."""
+SPREAD = 0.8
+"""Of the draws, over what the most probable variances say: so that the 80% intervals of LLMs left out hold
+80% of the measured latencies (experiments/10_predictor/grids.py)."""
 LLM_LENGTH, PROFILE_LENGTH = 2.0, 1.0
 """Loads are alike where they differ by few doublings."""
 JITTER = 1e-8
@@ -38,19 +42,26 @@ LARGEST_SCALE = 50.0
 @dataclass(frozen=True)
 class Cluster:
     """One LLM's cells: `profile` [n] says which belong to one profile, `doublings` [n] is log2 of the users,
-    `residual` [n] what was found there."""
+    `residual` [n] what was found there, `traits` [n, k] what makes them hard to predict."""
 
     profile: Ints
     doublings: Floats
     residual: Floats
+    traits: Floats
 
 
 @dataclass(frozen=True)
 class Residuals:
-    """The variances found, in the order of PRIOR_VARIANCES, and the degrees of freedom."""
+    """The variances found, in the order of PRIOR_VARIANCES, the degrees of freedom, and what a unit of each
+    trait adds to the log of a cell's scale."""
 
     variances: tuple[float, ...]
     freedom: float
+    widening: tuple[float, ...] = ()
+
+    def scale(self, traits: Floats) -> Floats:
+        """Return the scale of cells [n] with these traits [n, k]."""
+        return np.asarray(np.exp(traits @ np.asarray(self.widening)))
 
     def draw(
         self,
@@ -60,7 +71,7 @@ class Residuals:
         rng: np.random.Generator,
         known: Cluster | None = None,
     ) -> tuple[Floats, Floats]:
-        """Return joint residuals [draw, profile, load], and their mean [profile, load].
+        """Return joint residuals [draw, profile, load] and their mean [profile, load], over cells' scales.
 
         A cell's own noise is in the draws, for what one measures has it. `known` are measured cells of this
         LLM; a profile beyond the last is one that is not asked for. Prior draws are corrected by what was
@@ -70,7 +81,7 @@ class Residuals:
         if known is None or not len(known.residual):
             free = self._prior(profiles, doublings, draws, rng)
             free = free + noise * rng.standard_normal(free.shape)
-            return free * self._scales(draws, rng), np.zeros(free.shape[1:])
+            return SPREAD * free * self._scales(draws, rng), np.zeros(free.shape[1:])
         loads = np.union1d(doublings, known.doublings)
         asked = np.searchsorted(loads, doublings)
         free = self._prior(max(profiles, 1 + int(known.profile.max())), loads, draws, rng)
@@ -82,10 +93,10 @@ class Residuals:
         cross = self._covariance(at, everywhere, known.profile, known.doublings)
         inner = self._covariance(known.profile, known.doublings, known.profile, known.doublings)
         gain = cho_solve(cho_factor(inner + (noise**2 + JITTER) * np.eye(len(inner)), lower=True), cross.T)
-        mean = (known.residual @ gain).reshape(free.shape[1:])
+        mean = ((known.residual / self.scale(known.traits)) @ gain).reshape(free.shape[1:])
         unknown = free - (there @ gain).reshape(free.shape) + noise * rng.standard_normal(free.shape)
         # The scale stays as open as before: that one profile went as predicted says little of the others.
-        return mean + unknown * self._scales(draws, rng), mean
+        return mean + SPREAD * unknown * self._scales(draws, rng), mean
 
     def _scales(self, draws: int, rng: np.random.Generator) -> Floats:
         """Return the LLM's scale in every draw, [draw, 1, 1]."""
@@ -104,34 +115,38 @@ class Residuals:
 
 
 def fit_residuals(clusters: Sequence[Cluster]) -> Residuals:
-    """Return the most probable variances and degrees of freedom, every cluster an LLM of its own."""
-    centre = np.log([*PRIOR_VARIANCES, PRIOR_FREEDOM])
+    """Return the most probable variances, freedom and widenings, every cluster an LLM of its own."""
+    traits = clusters[0].traits.shape[1]
+    centre = np.concatenate([np.log([*PRIOR_VARIANCES, PRIOR_FREEDOM]), np.zeros(traits)])
     kernels = [_distances(cluster) for cluster in clusters]
+    at_freedom = len(PRIOR_VARIANCES)
 
     def loss(x: Floats) -> tuple[float, Floats]:
-        v, freedom = np.exp(x[:-1]), float(np.exp(x[-1]))
+        v, freedom, widening = np.exp(x[:at_freedom]), float(np.exp(x[at_freedom])), x[at_freedom + 1 :]
         value = 0.5 * float((((x - centre) / PRIOR_SPREAD) ** 2).sum())
         slope = (x - centre) / PRIOR_SPREAD**2
         for cluster, parts in zip(clusters, kernels, strict=True):
-            n = len(cluster.residual)
+            n, widths = len(cluster.residual), cluster.traits @ widening
+            residual = cluster.residual * np.exp(-widths)
             factor = cho_factor(np.tensordot(v, parts, axes=1), lower=True)
             inverse = cho_solve(factor, np.eye(n))
-            weights = inverse @ cluster.residual
-            surprise = float(cluster.residual @ weights)
+            weights = inverse @ residual
+            surprise = float(residual @ weights)
             ratio = (freedom + n) / (freedom + surprise)
-            value += float(np.log(np.diag(factor[0])).sum())
+            value += float(np.log(np.diag(factor[0])).sum() + widths.sum())
             value += (freedom + n) / 2 * log1p(surprise / freedom) + n / 2 * log(freedom)
             value += float(gammaln(freedom / 2) - gammaln((freedom + n) / 2))
             unexplained = inverse - ratio * np.outer(weights, weights)
-            slope[:-1] += 0.5 * v * np.einsum("kij,ij->k", parts, unexplained)
+            slope[:at_freedom] += 0.5 * v * np.einsum("kij,ij->k", parts, unexplained)
             of_freedom = digamma(freedom / 2) - digamma((freedom + n) / 2) + n / freedom
             of_freedom += log1p(surprise / freedom) - ratio * surprise / freedom
-            slope[-1] += 0.5 * freedom * of_freedom
+            slope[at_freedom] += 0.5 * freedom * of_freedom
+            slope[at_freedom + 1 :] += (1 - ratio * weights * residual) @ cluster.traits
         return value, slope
 
-    found = minimize(loss, centre, jac=True, method="L-BFGS-B", options={"maxiter": 60})
-    *variances, freedom = np.exp(found.x).tolist()
-    return Residuals(tuple(variances), freedom)
+    found = minimize(loss, centre, jac=True, method="L-BFGS-B", options={"maxiter": 80})
+    *variances, freedom = np.exp(found.x[: at_freedom + 1]).tolist()
+    return Residuals(tuple(variances), freedom, tuple(found.x[at_freedom + 1 :].tolist()))
 
 
 def _distances(cluster: Cluster) -> Floats:

@@ -87,9 +87,20 @@ class SimulatorPhysics:
 
     def predict(self, rows: Rows) -> Floats:
         """Return the logs of nTTFT [ms per token] and ITL [ms], [n, 2]."""
+        return self._say(self._inputs(rows), rows.users)
+
+    def queue(self, rows: Rows) -> Floats:
+        """Return the logs of nTTFT over that of a single user, [n]."""
+        inputs = self._inputs(rows)
+        alone = self._say(inputs, np.ones(len(rows)))
+        return np.asarray((self._say(inputs, rows.users) - alone)[:, 0])
+
+    def _inputs(self, rows: Rows) -> Floats:
         services = [physics.predict(self.factors, *pair).service(*pair) for pair in rows.pairs]
-        inputs = inputs_of(services)[rows.pair]
-        inputs = np.column_stack([inputs, np.log2(rows.users)])
+        return inputs_of(services)[rows.pair]
+
+    def _say(self, inputs: Floats, users: Floats) -> Floats:
+        inputs = np.column_stack([inputs, np.log2(users)])
         return np.asarray(_network()(inputs) + reference_of(inputs))
 
 

@@ -1,4 +1,4 @@
-"""How far the truth may lie from what the trees of every view say: joint residuals of a prediction."""
+"""How far the truth may lie from what the trees say: joint residuals of a prediction, over cells' scales."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,8 +13,8 @@ KEPT_DRAWS = 8
 """Of 500 draws for 100 profiles under 8 loads, each takes 6 MB."""
 
 T = TypeVar("T")
-PerMetric = tuple[tuple[T, ...], ...]
-"""For each metric, one for each view."""
+PerMetric = tuple[T, ...]
+"""One for each metric."""
 Strayed = PerMetric[tuple[Floats, Floats]]
 """Joint residuals [draw, profile, users] and their mean [profile, users]."""
 
@@ -31,11 +31,7 @@ def strayed(
     """Return how far the truth may lie from what the trees say; `known` is what was measured of it."""
     rng, doublings = np.random.default_rng(seed), np.log2(np.asarray(users, dtype=float))
     return tuple(
-        tuple(
-            one.draw(profiles, doublings, draws, rng, cells)
-            for one, cells in zip(views, of_views, strict=True)
-        )
-        for views, of_views in zip(residuals, known, strict=True)
+        one.draw(profiles, doublings, draws, rng, cells) for one, cells in zip(residuals, known, strict=True)
     )
 
 
@@ -48,11 +44,8 @@ def replaced(ours: Strayed, others: Strayed, profiles: list[int]) -> Strayed:
         return mixed
 
     return tuple(
-        tuple(
-            (both(drawn, drawn_there, (slice(None), profiles)), both(pull, pull_there, (profiles,)))
-            for (drawn, pull), (drawn_there, pull_there) in zip(views, views_there, strict=True)
-        )
-        for views, views_there in zip(ours, others, strict=True)
+        (both(drawn, drawn_there, (slice(None), profiles)), both(pull, pull_there, (profiles,)))
+        for (drawn, pull), (drawn_there, pull_there) in zip(ours, others, strict=True)
     )
 
 
@@ -64,8 +57,8 @@ def strayed_unseen(
 
     Half of a prediction's time would go into drawing it again.
     """
-    nothing = tuple((None,) * len(views) for views in residuals)
+    nothing = (None,) * len(residuals)
     drawn = strayed(residuals, nothing, profiles=profiles, users=users, draws=draws, seed=seed)
-    for array in (array for views in drawn for both in views for array in both):
+    for array in (array for both in drawn for array in both):
         array.flags.writeable = False
     return drawn
