@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmpilot import catalog
 from llmpilot.config import Limit
-from llmpilot.predict.service.curves import Curve, Speeds, Traffic, curves
+from llmpilot.predict.service.curves import QUICK, Curve, Speeds, Traffic, curves
 from llmpilot.simulator.factors import shipped_factors
 from llmpilot.simulator.lanes import LaneService, OpenLanes, run_lanes
 from llmpilot.simulator.service_settings import EngineName, service_settings
@@ -184,6 +184,14 @@ def test_a_pod_s_curve_does_not_depend_on_which_others_there_are() -> None:
         assert together[at].rate_per_s == pytest.approx(alone.rate_per_s, rel=1e-9)
         for key, values in alone.latencies.items():
             assert together[at].latencies[key] == pytest.approx(values, rel=1e-9), key
+
+
+def test_less_effort_gives_nearly_the_same(curve: Curve) -> None:
+    (quick,) = curves([pod()], Traffic(CONVERSATIONS), 0, OVERHEAD_MS, QUICK)
+    assert len(quick.rate_per_s) < len(curve.rate_per_s)
+    for asked in LIMITS.values():
+        one, other = (of.capacity([asked], 0.0, EXPECTED)[0] for of in (quick, curve))
+        assert one == pytest.approx(other, rel=0.12), asked.label
 
 
 def test_bursts_take_longer_than_even_arrivals() -> None:

@@ -29,14 +29,6 @@ from llmpilot.workload import Requests, WorkloadModel, concatenate
 Numbers = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-REQUESTS = 500
-"""Requests of a lane under a light load, warm-up and tail included."""
-TURNOVERS, MOST_REQUESTS = 12, 3000
-"""Requests of an open lane at least, as a multiple of those that run at once when it is full."""
-SHARES = (0.03, 0.15, 0.35, 0.55, 0.72, 0.85, 0.93, 0.98)
-"""Loads of an open curve's points, as shares of what the service delivers when it is full."""
-USERS = 8
-"""Points of a closed curve."""
 FULL, MOST_USERS = 1.1, 1024
 """A service is full with so many times the users that run at once, and with MOST_USERS at most."""
 SCOUTS = (1 / 36, 1 / 6, 1.0)
@@ -50,6 +42,26 @@ OVERSAMPLED = 16
 """Each request and each gap stands for so many of a larger sample that are alike: less is left to chance."""
 STRATA = 24
 """Parts by output of the larger sample, each of which is in the order of inputs."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is simulated for a curve.
+
+    `shares` of what the service delivers when it is full are the loads of an open curve's points; a closed
+    curve has as many. A lane has `requests` under a light load, warm-up and tail included; under a heavy one
+    `turnovers` times as many as are in flight, `most_requests` at most.
+    """
+
+    shares: tuple[float, ...] = (0.03, 0.15, 0.35, 0.55, 0.72, 0.85, 0.93, 0.98)
+    requests: int = 500
+    turnovers: int = 12
+    most_requests: int = 3000
+
+
+THOROUGH = Effort()
+QUICK = Effort((0.05, 0.35, 0.65, 0.86, 0.97), 160, 6, 1000)
+"""For answers at once: half of the time, and what a limit allows is the same to a few percent."""
 
 
 @dataclass(frozen=True)
@@ -280,6 +292,7 @@ def curves(
     traffic: Traffic,
     seed: int,
     overhead_ms: float = REQUEST_OVERHEAD_MS,
+    effort: Effort = THOROUGH,
 ) -> list[Curve]:
     """Return the curve of each service under the traffic, all simulated together.
 
@@ -287,21 +300,25 @@ def curves(
     delivers when it is full, from nearly none to all of it, denser where latencies bend; in closed loops
     numbers of users, in even ratios from one to BEYOND times as many as run at once.
     """
-    requests = traffic.table(REQUESTS, seed)
+    requests = traffic.table(effort.requests, seed)
     full = np.array([_full(service, requests) for service in services])
     each = np.arange(len(services))
     if traffic.think_time_s is not None:
-        ladders = [np.unique(np.rint(np.geomspace(1, BEYOND * most, USERS))) for most in full.tolist()]
+        ladders = [
+            np.unique(np.rint(np.geomspace(1, BEYOND * most, len(effort.shares)))) for most in full.tolist()
+        ]
         lane_service = np.repeat(each, [len(ladder) for ladder in ladders])
         users = np.concatenate(ladders).astype(np.int64)
         closed = ClosedLanes(users, 1e3 * traffic.think_time_s)
         figures = run_lanes(services, lane_service, closed, requests, seed)
         rates = figures.rate_per_s
     else:
-        delivered, running = _scouted(services, full, traffic.table(SCOUT_REQUESTS, seed), seed)
-        lane_service = np.repeat(each, len(SHARES))
-        rates = np.maximum(np.outer(delivered, SHARES).ravel(), LEAST_RATE)
-        counts = np.clip(np.ceil(TURNOVERS * running.ravel()), REQUESTS, MOST_REQUESTS).astype(np.int64)
+        scouting = traffic.table(min(SCOUT_REQUESTS, effort.requests), seed)
+        delivered, running = _scouted(services, full, scouting, effort.shares, seed)
+        lane_service = np.repeat(each, len(effort.shares))
+        rates = np.maximum(np.outer(delivered, effort.shares).ravel(), LEAST_RATE)
+        counts = np.ceil(effort.turnovers * running.ravel()).astype(np.int64)
+        counts = np.clip(counts, effort.requests, max(effort.requests, effort.most_requests))
         begun = running.astype(np.int64).ravel()
         arrivals = OpenLanes(_behind(begun, traffic.arrivals_ms(rates, counts, seed)), begun)
         figures = run_lanes(services, lane_service, arrivals, requests, seed)
@@ -313,10 +330,10 @@ def curves(
 
 
 def _scouted(
-    services: Sequence[LaneService], full: Ints, requests: Requests, seed: int
+    services: Sequence[LaneService], full: Ints, requests: Requests, shares: Sequence[float], seed: int
 ) -> tuple[Numbers, Numbers]:
     """Return what each service delivers when it is full [requests/s], and about how many requests are in
-    flight at each of the SHARES of that [services, shares]."""
+    flight at each of the shares of that [services, shares]."""
     n = len(services)
     users = np.maximum(np.ceil(np.outer(full, SCOUTS)), 1).astype(np.int64)
     lane_service = np.repeat(np.arange(n), len(SCOUTS))
@@ -325,7 +342,7 @@ def _scouted(
     running = []
     for rate, user in zip(rates, users, strict=True):
         # A request takes longer in proportion to how many others there are: 1 / rate is linear in 1 / users.
-        wanted = np.multiply(SHARES, rate[-1])
+        wanted = np.multiply(shares, rate[-1])
         inverse = np.interp(-1 / wanted, -1 / rate, 1 / user)
         running.append(
             np.minimum(1 / inverse, wanted * user[0] / rate[0] * np.where(wanted < rate[0], 1, inf))
