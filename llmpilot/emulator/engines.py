@@ -1,5 +1,9 @@
 """When tokens are made: by a simulated engine's core on the real clock, or at fixed times.
 
+Of what clients see beside queue and prefill (`simulator.first_token`), a simulated engine imitates
+`offset_ms` alone: its first tokens come at once when their prefill has ended, where those of
+`task=characterize` come some tokens' time later, as those of published measurements do.
+
 Both pace themselves by the time at which a step was due, not by when it was done, so that being late once
 does not make everything after it late. Neither knows HTTP.
 """

@@ -1,4 +1,8 @@
-"""Load on a simulated service, in virtual time: a level of minutes takes milliseconds."""
+"""Load on a simulated service, in virtual time: a level of minutes takes milliseconds.
+
+Times are those that clients see: of today's engines, first tokens come as late as published ones do beside
+queue and prefill (`simulator.first_token`), and answers end as much later.
+"""
 
 import numpy as np
 

@@ -29,7 +29,7 @@ class Sequence:
 
     The times are the clock's notes [ms], -1 for what has not come. The steps count decode steps. Whoever was
     preempted has in `earlier` what came before: for each time that it ran, when its first token came, and
-    the decode steps after which it joined and left.
+    the decode steps after which it joined and left. Its client sees its tokens `late_ms` after they came.
     """
 
     __slots__ = (
@@ -47,6 +47,7 @@ class Sequence:
         "index",
         "input_tokens",
         "last_step",
+        "late_ms",
         "outcome",
         "output_tokens",
         "sent_ms",
@@ -66,6 +67,7 @@ class Sequence:
         self.enqueued_ms = enqueued_ms
         self.first_step = self.finish_step = self.last_step = -1
         self.sent_ms = self.first_token_ms = self.started_ms = self.done_ms = -1.0
+        self.late_ms = 0.0
         self.outcome = Outcome.UNFINISHED
         self.earlier: list[tuple[float, int, int]] | None = None
         self.generated = self.computed = self.cached = self.blocks = 0

@@ -1,7 +1,7 @@
 """A simulated service: the facts of one model on one GPU profile under one engine's rule."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from llmpilot.simulator.batch import StepTime
 from llmpilot.simulator.batching import BatchingRule
@@ -9,16 +9,22 @@ from llmpilot.simulator.scheduling import Core, Scheduler, SteppedCore
 from llmpilot.simulator.steptime import StepTimes
 from llmpilot.simulator.tgis import TgisCore
 
+if TYPE_CHECKING:
+    from llmpilot.simulator.first_token import FirstToken  # it knows operators: slow to import
+
 
 class VirtualService:
     """All that the simulator must know of a service.
 
     `kv_capacity_tokens` is what the memory really holds. `request_overhead_ms` passes between a client's
-    sending and the engine's queue (connection, parsing, tokenization).
+    sending and the engine's queue (connection, parsing, tokenization). With `first_token`, clients see
+    the tokens of an answer later than the engine makes them (`FirstToken.later_ms`); its `offset_ms` is the
+    `request_overhead_ms` then.
     """
 
     kv_capacity_tokens: int
     request_overhead_ms: float
+    first_token: "FirstToken | None" = None
 
     def core(self) -> Core:
         """Return the service's engine, with nothing to do."""
@@ -52,6 +58,7 @@ class SteppedService(VirtualService):
     rule: SchedulingRule
     kv_capacity_tokens: int
     request_overhead_ms: float = 0.0
+    first_token: "FirstToken | None" = None
 
     def core(self) -> Core:
         """Return the service's engine, with nothing to do."""

@@ -6,6 +6,7 @@ from math import exp
 from llmpilot.config import Gpu, Model
 from llmpilot.simulator.batch import StepTime
 from llmpilot.simulator.factors import shipped_factors
+from llmpilot.simulator.first_token import MEDIANS, shipped_first_token
 from llmpilot.simulator.schedulers import SglangRule, TrtllmRule, VllmRule
 from llmpilot.simulator.service import SchedulingRule, SteppedService, VirtualService
 from llmpilot.simulator.service_scales import service_scale
@@ -13,9 +14,9 @@ from llmpilot.simulator.service_settings import EngineName, ServiceSettings
 from llmpilot.simulator.step_model import StepModel
 from llmpilot.simulator.step_times import OperatorStepTimes
 
-REQUEST_OVERHEAD_MS = 10.0
-"""Connection, parsing and tokenization before a request is queued, and the way of its first token back: what
-the published TTFT of vLLM have beside queue and prefill (experiments/18_services_of_today)."""
+REQUEST_OVERHEAD_MS = MEDIANS[0]
+"""Connection, parsing and tokenization before a request is queued, and the way of its first token back, where
+nothing is fitted."""
 TABLES = 16
 """Services whose step times are kept: a search asks for the same ones again and again."""
 
@@ -26,18 +27,24 @@ def simulated_service(
     """Return the service of a model on a GPU profile under a max batch weight [tokens].
 
     The weight is kept by the number of KV blocks: as many as hold it.
+    First tokens come as any client sees them by published measurements, as `task=validate` has them.
     """
+    first_token = shipped_first_token(StepModel(model, gpu, settings))
     blocks = -(-max_batch_weight // settings.block_size)
     return SteppedService(
         _step_times(model, gpu, settings),
         _rule(model, settings),
         blocks * settings.block_size,
-        REQUEST_OVERHEAD_MS,
+        first_token.offset_ms,
+        first_token,
     )
 
 
 def service_at(service: StepModel, times: StepTime, kv_capacity_tokens: int) -> SteppedService:
-    """Return a service with given step times and a KV cache of so many tokens."""
+    """Return a service with given step times and a KV cache of so many tokens.
+
+    It is the engine alone: a request is queued when it is sent, and seen when it is answered.
+    """
     block = service.settings.block_size
     capacity = -(-kv_capacity_tokens // block) * block
     return SteppedService(times, _rule(service.model, service.settings), capacity)

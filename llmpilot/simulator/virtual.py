@@ -1,5 +1,8 @@
 """A service under load in virtual time: the clock jumps over stretches in which the batch does not change.
 
+Clients of today's engines see tokens later than the engine makes them (`FirstToken`): all of an answer by as
+much, so that the gaps between them stay. Users of a closed loop wait for it before they go on.
+
 Cost grows with the number of requests: a stretch of decode steps is one entry whatever its length, and
 token times are expanded from these entries at the end, in numpy. Deterministic: plain arithmetic only,
 and every time that leaves this module is rounded to whole microseconds.
@@ -9,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf, sqrt
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +21,15 @@ from llmpilot.simulator.scheduling import Action, Outcome, Sequence
 from llmpilot.simulator.service import VirtualService
 from llmpilot.workload import Requests, ThinkTimes, concatenate
 
+if TYPE_CHECKING:
+    from llmpilot.simulator.first_token import FirstToken  # it knows operators: slow to import
+
 CHUNK = 4096
 REFUSED_PAUSE_MS = 100.0
 """How long a user waits whose request was refused at the door, as our client of real services does."""
+TPOT_REQUESTS = 100
+"""The mean TPOT, of which the first token is late a multiple, is that of about so many requests that ended
+last: of the load as it is, and not of the one request's few tokens."""
 Times = NDArray[np.int64]
 
 
@@ -61,7 +70,7 @@ def simulate_closed(
     gaps: bool = True,
     thinking: ThinkTimes | None = None,
 ) -> SimulatedRequests:
-    """Simulate `users` clients of which each sends its next request as soon as the last one ended.
+    """Simulate `users` clients of which each sends its next request as soon as it saw the last one end.
 
     With `thinking`, each thinks before every request, the first one, too.
 
@@ -162,6 +171,33 @@ class _Stretches:
         )
 
 
+class _Late:
+    """How late clients see the tokens of each request that ended, beside what passes before the queue."""
+
+    def __init__(self, first_token: "FirstToken | None") -> None:
+        self.first_token = first_token
+        self.tpot_ms = 0.0
+        self.requests = 0
+
+    def end(self, sequence: Sequence) -> None:
+        """Note that a request has all its tokens."""
+        if self.first_token is None:
+            return
+        if sequence.output_tokens > 1:
+            self.requests += 1
+            decoded_ms = sequence.done_ms - sequence.first_token_ms
+            tpot_ms = decoded_ms / (sequence.output_tokens - 1)
+            self.tpot_ms += (tpot_ms - self.tpot_ms) / min(self.requests, TPOT_REQUESTS)
+        sequence.late_ms = self.of(sequence)
+
+    def of(self, sequence: Sequence) -> float:
+        """Return how late a request's tokens are, given the TPOT of those that ended last [ms]."""
+        if self.first_token is None or sequence.first_token_ms < 0:
+            return 0.0
+        ttft_ms = sequence.first_token_ms - sequence.enqueued_ms
+        return float(self.first_token.later_ms(ttft_ms, self.tpot_ms))
+
+
 class _Run:
     """One simulated level: clients' sends, the engine's actions, and the virtual clock between them."""
 
@@ -169,6 +205,7 @@ class _Run:
         self.core = service.core()
         self.feed = feed
         self.overhead_ms = service.request_overhead_ms
+        self.late = _Late(service.first_token)
         self.stop_sending_ms, self.deadline_ms = stop_sending_ms, stop_sending_ms + drain_ms
         self.resend_until_ms = 0.0
         self.to_send: float = inf  # requests
@@ -192,14 +229,17 @@ class _Run:
         self.awaited += sent_ms < self.stop_sending_ms
         self.arrivals.append(sequence)
 
-    def begin_next(self) -> None:
-        """Let a user send its next request: now, or when it has thought about it."""
-        if self.thinking is None:
+    def begin_next(self, late_ms: float = 0.0) -> None:
+        """Let a user send its next request: when it saw its last one end, so late, and thought about it."""
+        pause_ms = max(0.0, late_ms)
+        if self.thinking is not None:
+            pause_ms += 1e3 * self.thinking.pause_s(self.thoughts)
+            self.thoughts += 1
+        elif not pause_ms:
             self._resume_paused()
             self.send(self.now_ms)
             return
-        heappush(self.paused_until_ms, self.now_ms + 1e3 * self.thinking.pause_s(self.thoughts))
-        self.thoughts += 1
+        heappush(self.paused_until_ms, self.now_ms + pause_ms)
 
     def to_the_end(self, gaps: bool) -> SimulatedRequests:
         """Run until no awaited request is open, then expand the records."""
@@ -258,13 +298,15 @@ class _Run:
         now_ms, step = self.now_ms, self.core.step
         for sequence in sequences:
             sequence.done_ms, sequence.last_step, sequence.outcome = now_ms, step, outcome
+            if outcome is Outcome.OK:
+                self.late.end(sequence)
             self.awaited -= sequence.sent_ms < self.stop_sending_ms
-            if now_ms >= self.resend_until_ms:
+            if now_ms + max(0.0, sequence.late_ms) >= self.resend_until_ms:
                 continue
             if outcome is Outcome.TOO_LONG:
                 heappush(self.paused_until_ms, now_ms + REFUSED_PAUSE_MS)
             else:
-                self.begin_next()
+                self.begin_next(sequence.late_ms)
 
     def _records(self, gaps: bool) -> SimulatedRequests:
         # What an open loop would have sent after the end was never sent.
@@ -275,14 +317,16 @@ class _Run:
         for sequence in log:
             if sequence.outcome is Outcome.UNFINISHED:
                 sequence.last_step = self.core.step
+                sequence.late_ms = self.late.of(sequence)
+        late_us = _microseconds(np.array([s.late_ms for s in log]))
         gap_us, offsets = np.empty(0, dtype=np.int64), np.zeros(len(log) + 1, dtype=np.int64)
         if gaps:
             gap_us, offsets = _expand_gaps(self.stretches.step_end_us(), log)
         return SimulatedRequests(
             requests=self.feed.head(len(log)),
             sent_us=_microseconds(np.array([s.sent_ms for s in log])),
-            first_token_us=np.where(first_token_ms >= 0, _microseconds(first_token_ms), -1),
-            done_us=np.where(done_ms >= 0, _microseconds(done_ms), -1),
+            first_token_us=np.where(first_token_ms >= 0, _microseconds(first_token_ms) + late_us, -1),
+            done_us=np.where(done_ms >= 0, _microseconds(done_ms) + late_us, -1),
             outcome=outcome,
             gap_us=gap_us,
             gap_offsets=offsets,

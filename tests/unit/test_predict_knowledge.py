@@ -15,7 +15,7 @@ from llmpilot.dataset.shipped import shipped_measurements
 from llmpilot.dataset.table import merge
 from llmpilot.predict.service.curves import Curve
 from llmpilot.predict.service.evidence import Evidence, Known
-from llmpilot.predict.service.first_token import FirstToken, as_seen
+from llmpilot.predict.service.first_token import as_seen
 from llmpilot.predict.service.kin import kind_of
 from llmpilot.predict.service.knowledge import Knowledge, shipped_knowledge
 from llmpilot.predict.service.learning import fit_knowledge
@@ -23,6 +23,7 @@ from llmpilot.predict.service.levels import Level
 from llmpilot.predict.service.own_levels import OwnLevel, levels_of, residual_of
 from llmpilot.predict.service.simulated import simulated
 from llmpilot.simulator.factors import NAMES, SHIPPED, family_of
+from llmpilot.simulator.first_token import FirstToken
 from llmpilot.simulator.service_scales import (
     BOTH,
     CURVE,

@@ -11,12 +11,13 @@ from llmpilot import catalog
 from llmpilot.architecture import Experts
 from llmpilot.dataset.measurements import AT_ONCE, BATCH, CLOSED, OPEN, Measurements
 from llmpilot.predict.service import levels as levels_module
-from llmpilot.predict.service.first_token import MEDIANS, FirstToken, fit_all, fit_first_token, overhead_of
+from llmpilot.predict.service.first_token import fit_all, fit_first_token
 from llmpilot.predict.service.fitting import Posterior, Table, fit, tabulated
 from llmpilot.predict.service.levels import INFERENCE_X, MOST_CHUNKS, ROUNDS, Level, described
 from llmpilot.predict.service.nearby import BOTH, ENGINE, FAMILY, GPU, NOISE, SERVICE, nearby, places
 from llmpilot.predict.service.simulated import Run, simulated
 from llmpilot.simulator.factors import FACTORS, NAMES, priors
+from llmpilot.simulator.first_token import MEDIANS, FirstToken, overhead_of
 from llmpilot.simulator.steady import ClosedLoads, steady_parts
 from llmpilot.simulator.step_model import BatchArrays
 from llmpilot.simulator.step_times import OperatorStepTimes

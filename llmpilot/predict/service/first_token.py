@@ -5,18 +5,15 @@ after so many further tokens where a stream is sent in pieces. Three numbers for
 engine are fitted to the rows of that pair; and again for each GPU architecture, about those of the pair.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from llmpilot.predict.service.curves import Curve
+from llmpilot.simulator.first_token import MEDIANS, FirstToken, Key
 from llmpilot.simulator.step_model import Numbers
 
-Key = tuple[str, str, str]
-"""Client, engine and GPU architecture."""
-MEDIANS = (10.0, 1.0, 1.0)
 SPREADS = (1.5, 1.0, 1.5)
 """Of the three numbers' logarithms, before any row of their pair was seen."""
 NEAR = (0.5, 0.3, 0.5)
@@ -24,19 +21,6 @@ NEAR = (0.5, 0.3, 0.5)
 ERROR = 0.25
 """Spread of a row's error (log units)."""
 TEMPER = 0.5
-
-
-@dataclass(frozen=True)
-class FirstToken:
-    """TTFT as a client states it: `offset_ms` + `scale` x simulated TTFT + `lag_tokens` x TPOT."""
-
-    offset_ms: float = MEDIANS[0]
-    scale: float = MEDIANS[1]
-    lag_tokens: float = MEDIANS[2]
-
-    def ttft_ms(self, simulated_ttft_ms: Any, tpot_ms: Any) -> Any:
-        """Return what the client states [ms], of arrays or numbers."""
-        return self.offset_ms + self.scale * simulated_ttft_ms + self.lag_tokens * tpot_ms
 
 
 def fit_first_token(
@@ -89,7 +73,7 @@ def as_seen(curve: Curve, overhead: FirstToken) -> Curve:
     """
     latencies = dict(curve.latencies)
     tpot_ms, ttft_ms = latencies["tpot_ms", "mean"], latencies["ttft_ms", "mean"]
-    later_ms = (overhead.scale - 1.0) * ttft_ms + overhead.lag_tokens * tpot_ms
+    later_ms = overhead.later_ms(ttft_ms, tpot_ms)
     for (latency, statistic), values in curve.latencies.items():
         if latency == "ttft_ms":
             seen = overhead.scale * values + overhead.lag_tokens * tpot_ms
@@ -101,8 +85,3 @@ def as_seen(curve: Curve, overhead: FirstToken) -> Curve:
             continue
         latencies[latency, statistic] = seen
     return replace(curve, latencies=latencies, overhead_ms=overhead.offset_ms)
-
-
-def overhead_of(key: Key, fitted: Mapping[Key, FirstToken]) -> FirstToken:
-    """Return a key's numbers, or those of its client and engine anywhere, or the priors'."""
-    return fitted.get(key) or fitted.get((*key[:2], "")) or FirstToken()

@@ -18,9 +18,9 @@ import numpy as np
 from llmpilot.config import Model
 from llmpilot.predict.service.curves import Speeds
 from llmpilot.predict.service.evidence import Components, Evidence, Known
-from llmpilot.predict.service.first_token import FirstToken, Key, overhead_of
 from llmpilot.predict.service.kin import Case, Covered, Errors, Kin, by_datasheet, kin_of, with_lengths
 from llmpilot.simulator.factors import FACTORS, NAMES, SHIPPED, Factors, design, family_of, service_key
+from llmpilot.simulator.first_token import ANY_CLIENT, FirstToken, Key, first_tokens_of, overhead_of
 from llmpilot.simulator.service_scales import (
     CURVE,
     LEVEL,
@@ -35,8 +35,6 @@ from llmpilot.simulator.step_model import Numbers, StepModel
 if TYPE_CHECKING:
     from llmpilot.predict.service.own_levels import OwnLevel
 
-ANY_CLIENT = ""
-"""Stands for whatever client a load test has: the overheads of first tokens fitted to all of them."""
 FIRST_TOKEN_SPREAD = 0.45
 """Of TTFT (log units) beside TPOT's, of an engine without any row that states it."""
 SHARES = {"engine": 0.1, "family": 0.2, "service": 0.35, "level": 0.35}
@@ -243,7 +241,7 @@ class Knowledge:
             factors={name: float(value) for name, value in content["factors"].items()},
             covariance=covariance,
             scales=ServiceScales.from_dict(content["residuals"]),
-            first_tokens={_key(key): FirstToken(*values) for key, values in content["first_tokens"].items()},
+            first_tokens=first_tokens_of(content),
             first_token_spreads=dict(content["first_token_spreads"]),
             errors={case: Errors(**one) for case, one in content["errors"].items()},
             covered=Covered(
@@ -350,11 +348,6 @@ def shipped_knowledge() -> Knowledge:
     """Return what comes with the package."""
     content: dict[str, Any] = json.loads(SHIPPED.read_text(encoding="utf-8"))
     return Knowledge.from_dict(content)
-
-
-def _key(text: str) -> Key:
-    client, engine, architecture = text.split(" | ")
-    return client, engine, architecture
 
 
 def _digits(value: Any, digits: int) -> float:

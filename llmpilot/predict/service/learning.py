@@ -16,10 +16,10 @@ import llmpilot
 from llmpilot.config import Model
 from llmpilot.dataset.measurements import Measurements, joined
 from llmpilot.predict.service.batches import fit_batches
-from llmpilot.predict.service.first_token import FirstToken, Key, fit_all, overhead_of
+from llmpilot.predict.service.first_token import fit_all
 from llmpilot.predict.service.fitting import Posterior, fit, prior, tabulated
 from llmpilot.predict.service.kin import Case, Covered, Errors, kind_of
-from llmpilot.predict.service.knowledge import ANY_CLIENT, DATASHEET, Knowledge, Origin
+from llmpilot.predict.service.knowledge import DATASHEET, Knowledge, Origin
 from llmpilot.predict.service.levels import Level
 from llmpilot.predict.service.validation import (
     Z_80,
@@ -34,6 +34,7 @@ from llmpilot.predict.service.validation import (
 )
 from llmpilot.processes import Map
 from llmpilot.simulator.factors import rounded, service_key
+from llmpilot.simulator.first_token import ANY_CLIENT, FirstToken, Key, overhead_of
 from llmpilot.simulator.service_scales import NARROWER, Place, Residual, ServiceScales
 from llmpilot.simulator.service_settings import NEWEST
 from llmpilot.simulator.step_model import Numbers, StepModel

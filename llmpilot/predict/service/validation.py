@@ -17,12 +17,13 @@ from llmpilot.config import Model
 from llmpilot.dataset.measurements import BATCH, Measurements
 from llmpilot.dataset.shipped import shipped_measurements
 from llmpilot.predict.service.batches import Batches, at_once, fit_batches, tabulated_batches
-from llmpilot.predict.service.first_token import FirstToken, Key, fit_all, overhead_of
+from llmpilot.predict.service.first_token import fit_all
 from llmpilot.predict.service.fitting import Posterior, Table, fit, tabulated
 from llmpilot.predict.service.levels import Level, described
 from llmpilot.predict.service.nearby import Nearby, nearby, places
 from llmpilot.predict.service.simulated import simulated
 from llmpilot.processes import Map
+from llmpilot.simulator.first_token import FirstToken, Key, overhead_of
 from llmpilot.simulator.service_scales import NARROWER
 from llmpilot.simulator.service_settings import is_of_2024
 from llmpilot.simulator.step_model import Numbers, StepModel
