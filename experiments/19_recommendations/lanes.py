@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python experiments/19_recommendations/lanes.py
 
-Prints tables and writes lanes.json beside itself. Takes about two minutes on one core.
+Prints tables and writes lanes.json beside itself. Takes about a minute and a half on one core.
 """
 
 import json
@@ -14,7 +14,7 @@ import numpy as np
 
 from llmpilot import catalog
 from llmpilot.config import Limit
-from llmpilot.predict.service.curves import Speeds, Traffic, curves
+from llmpilot.predict.service.curves import QUICK, THOROUGH, Speeds, Traffic, curves
 from llmpilot.simulator.factors import shipped_factors
 from llmpilot.simulator.lanes import TAIL, WARM_UP, ClosedLanes, LaneService, OpenLanes, run_lanes
 from llmpilot.simulator.service_model import service_at
@@ -130,22 +130,16 @@ def speed() -> dict[str, float]:
     requests = CONVERSATIONS.sample(400, 1)
     sent = np.cumsum(np.random.default_rng(0).exponential(1e3, 400)) / np.geomspace(1, 20, 100)[:, None]
     lanes_s = timed(lambda: run_lanes([of], np.zeros(100, dtype=np.int64), OpenLanes(sent), requests, 0))
-    profiles = [(m, g, n, "vllm", {}) for m in CATALOG for g in GPUS for n in (1, 2, 4, 8)]
-    pods: list[LaneService] = []
     begun = time.process_time()
-    for profile in profiles:
-        try:
-            one = pod(*profile)
-        except ValueError:
-            continue
-        if one.kv_capacity_tokens > 10_000:
-            pods.append(one)
+    pods = many_pods()
     tables_s = (time.process_time() - begun) * 70 / len(pods)
     pods = pods[:70]
+    traffic = Traffic(CONVERSATIONS)
     found = {
         "lanes, 100 x 400 requests": lanes_s,
         "step times of 70 services": tables_s,
-        "curves of 70 services, requests at random": timed(lambda: curves(pods, Traffic(CONVERSATIONS), 0)),
+        "curves of 70 services, requests at random": timed(lambda: curves(pods, traffic, 0)),
+        "the same, quick": timed(lambda: curves(pods, traffic, 0, 0.0, QUICK)),
         "curves of 70 services, closed loops": timed(
             lambda: curves(pods, Traffic(CONVERSATIONS, think_time_s=0.0), 0)
         ),
@@ -153,6 +147,48 @@ def speed() -> dict[str, float]:
     for name, seconds in found.items():
         print(f"{name:45} {seconds:.2f} s")
     return {name: round(seconds, 3) for name, seconds in found.items()}
+
+
+def efforts() -> dict[str, float]:
+    """Return how far apart seeds are in the load that four SLAs allow, and quick from thorough curves."""
+    limits = [
+        [("ttft_ms", "p95", 1000)],
+        [("itl_ms", "p50", 50)],
+        [("tpot_ms", "p95", 30)],
+        [("ttft_ms", "p95", 300), ("itl_ms", "mean", 25)],
+    ]
+    slas = [[Limit(latency=n, statistic=s, limit_ms=ms) for n, s, ms in each] for each in limits]
+    pods, expected, loads = many_pods()[:60:3], Speeds(np.ones(1), np.ones(1)), {}
+    for name, effort in (("thorough", THOROUGH), ("quick", QUICK)):
+        found = [curves(pods, Traffic(CONVERSATIONS), seed, 10.0, effort) for seed in range(3)]
+        loads[name] = np.array(
+            [[curve.capacity(sla, 0.01, expected)[0] for curve in each for sla in slas] for each in found]
+        )
+    some = loads["thorough"].mean(axis=0) > 0
+    spreads = {
+        f"seeds apart, {name}": float(np.median(each.std(axis=0)[some] / each.mean(axis=0)[some]))
+        for name, each in loads.items()
+    }
+    ratio = loads["quick"].mean(axis=0)[some] / loads["thorough"].mean(axis=0)[some]
+    shares = dict(zip(("p10", "p50", "p90"), np.percentile(ratio, [10, 50, 90]).tolist(), strict=True))
+    result = spreads | {f"quick / thorough, {name}": value for name, value in shares.items()}
+    for name, value in result.items():
+        print(f"load allowed: {name:28} {value:.3f}")
+    return {name: round(value, 4) for name, value in result.items()}
+
+
+def many_pods() -> list[LaneService]:
+    """Return services of several LLMs on many GPU profiles, those that fit."""
+    profiles = [(m, g, n, "vllm", {}) for m in CATALOG for g in GPUS for n in (1, 2, 4, 8)]
+    pods: list[LaneService] = []
+    for profile in profiles:
+        try:
+            one = pod(*profile)
+        except ValueError:
+            continue
+        if one.kv_capacity_tokens > 10_000:
+            pods.append(one)
+    return pods
 
 
 def timed(run: object) -> float:
@@ -187,5 +223,5 @@ def chance(seeds: Iterable[int] = range(6)) -> list[dict]:
 
 
 if __name__ == "__main__":
-    result = {"agreement": agreement(), "speed_s": speed(), "chance": chance()}
+    result = {"agreement": agreement(), "speed_s": speed(), "chance": chance(), "efforts": efforts()}
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
