@@ -9,7 +9,6 @@ depend on which others there are.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,12 +54,17 @@ class Rule:
     name: str
     risk: float | None = None
     certainty_worth: float | None = None
+    least_certainty: float | None = None
 
     @classmethod
     def at(cls, risk: float | None) -> "Rule":
         """Return the rule of `decide` at this risk."""
         if risk is None:
-            return cls("least price / probability^certainty_worth", certainty_worth=CERTAINTY_WORTH)
+            return cls(
+                "least price / probability^certainty_worth, if any deployment reaches least_certainty",
+                certainty_worth=CERTAINTY_WORTH,
+                least_certainty=LEAST_CERTAINTY,
+            )
         return cls("cheapest that keeps the promise with probability 1 - risk", risk=risk)
 
 
@@ -135,19 +139,6 @@ def decide(
     hopeless = risk is None and allowed.mean(axis=0).max(initial=0.0) < LEAST_CERTAINTY - 1e-12
     found = len(order) > 0 and np.isfinite(score[order[0]]) and not hopeless
     return Deployments(pods, kept, score, order, int(order[0]) if found else None)
-
-
-def rule_facts(risk: float | None) -> dict[str, Any]:
-    """Return the rule in words and figures, as results state it."""
-    if risk is not None:
-        return {"name": "cheapest within the risk", "risk": risk}
-    name = "least price / probability ^ certainty_worth, if any deployment reaches least_certainty"
-    return {
-        "name": name,
-        "risk": None,
-        "certainty_worth": CERTAINTY_WORTH,
-        "least_certainty": LEAST_CERTAINTY,
-    }
 
 
 def users_max(within: NDArray[np.bool_], users: Sequence[int]) -> Ints:

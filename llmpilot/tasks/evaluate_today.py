@@ -69,7 +69,6 @@ class EvaluationToday(Facts):
     """The task's part of the configuration, `today`."""
 
     measurements: str
-    risk: Annotated[float, Field(gt=0, lt=1)] | None
     settings: Settings
 
 
@@ -101,21 +100,24 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     started = time.perf_counter()
     settings = parse(EvaluationToday, cfg.today, "today")
-    count = parse(_Workers, {"workers": cfg.evaluate.workers}, "evaluate").workers
+    of_both = {"risk": cfg.evaluate.risk, "workers": cfg.evaluate.workers}
+    shared = parse(_Shared, of_both, "evaluate")
+    rule = decision.Rule.at(shared.risk)
     output = Path(str(cfg.predictions_file)).expanduser() if cfg.predictions_file else None
     if output is not None:
         require_writable(output)
     prices = catalog.composed_prices(cfg)
-    with workers(count, "evaluate.workers") as run_on, console.err.status("") as status:
-        cases = _cases(settings.measurements, prices, run_on)
+    with workers(shared.workers, "evaluate.workers") as run_on, console.err.status("") as status:
+        cases = cases_of(settings.measurements, prices, run_on)
         judged: list[Judged] = []
-        of_case = partial(_judged, settings)
+        of_case = partial(_judged, settings.settings, shared.risk)
         for done, found in enumerate(run_on(of_case, cases)):
             judged += found
             interrupts.check()
             status.update(f"{done + 1} of {len(cases)} LLMs and pairs of lengths judged")
     result = {
-        **_result(judged, settings),
+        "rule": asdict(rule),
+        **_result(judged, settings.settings, shared.risk),
         "options": sum(len(case.menu.curves) for case in cases),
         "llms_and_lengths": len(cases),
         "prices": prices.to_dict(),
@@ -129,15 +131,22 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     return result
 
 
-class _Workers(Facts):
+class _Shared(Facts):
+    """What counts on=paper, too."""
+
+    risk: Annotated[float, Field(gt=0, lt=1)] | None
     workers: PositiveInt
 
 
 # --- what is predicted -----------------------------------------------------------------------------------
 
 
-def _cases(name: str, prices: PriceList, run_on: Map) -> list[Case]:
-    """Return the menus of a table of measurements, with what is predicted of them without their LLM."""
+def cases_of(name: str, prices: PriceList, run_on: Map) -> list[Case]:
+    """Return the menus of a table of measurements, with what is predicted of them without their LLM.
+
+    Raises:
+        MeasurementsError: there is none.
+    """
     _, measurements = read_rows(name)
     levels = described(measurements, {}).levels
     of_types = {name: gpu.price_per_hour for name, gpu in catalog.gpus(prices=prices).items()}
@@ -188,12 +197,12 @@ def limits_of(settings: Settings) -> dict[str, list[Limits]]:
     }
 
 
-def _judged(settings: EvaluationToday, case: Case) -> list[Judged]:
+def _judged(settings: Settings, rule: float | None, case: Case) -> list[Judged]:
     """Return every recommendation of a menu by every rule."""
     found = []
-    loads, rule = settings.settings.output_tokens_per_s, settings.risk
-    others: list[float | None] = [risk for risk in settings.settings.risks if risk != rule]
-    for kind, limits in limits_of(settings.settings).items():
+    loads = settings.output_tokens_per_s
+    others: list[float | None] = [risk for risk in settings.risks if risk != rule]
+    for kind, limits in limits_of(settings).items():
         for name, predicted, risks in (
             ("", case.left_out, [rule, *others]),
             (ONE, case.one, [rule]),
@@ -201,7 +210,7 @@ def _judged(settings: EvaluationToday, case: Case) -> list[Judged]:
         ):
             for risk, outcomes in recommended(case.menu, predicted, limits, loads, risks).items():
                 found += [Judged(name, risk, kind, outcome) for outcome in outcomes]
-        for margin in settings.settings.margins:
+        for margin in settings.margins:
             outcomes = by_margin(case.menu, case.left_out, limits, loads, margin)
             found += [Judged(f"{MARGIN} {margin:g}", None, kind, outcome) for outcome in outcomes]
     return found
@@ -210,10 +219,8 @@ def _judged(settings: EvaluationToday, case: Case) -> list[Judged]:
 # --- scores ----------------------------------------------------------------------------------------------
 
 
-def _result(judged: Sequence[Judged], settings: EvaluationToday) -> dict[str, Any]:
+def _result(judged: Sequence[Judged], asked: Settings, rule: float | None) -> dict[str, Any]:
     """Return the scores over all settings, by LLM, by what was promised, and those of other rules."""
-    rule, asked = settings.risk, settings.settings
-
     grouped: dict[tuple[str, float | None, str], list[Outcome]] = {}
     for one in judged:
         grouped.setdefault((one.rule, one.risk, one.limits), []).append(one.outcome)
@@ -227,13 +234,17 @@ def _result(judged: Sequence[Judged], settings: EvaluationToday) -> dict[str, An
     llms = sorted({one.outcome.model for one in judged})
     risks = [rule, *(risk for risk in asked.risks if risk != rule)]
     return {
-        "rule": decision.rule_facts(rule),
         TPOT: scored("", TPOT),
         BOTH: scored("", BOTH),
         ONE: scored(ONE, BOTH),
         f"{ONE}_tpot": scored(ONE, TPOT),
         ONE_EACH: scored(ONE_EACH, BOTH),
         f"{ONE_EACH}_tpot": scored(ONE_EACH, TPOT),
+        "where_something_can": {
+            kind: _rounded(score(possible))
+            for kind in (TPOT, BOTH)
+            if (possible := [one for one in of("", kind) if np.isfinite(one.least_cost_per_hour)])
+        },
         "per_model": [
             {
                 "model": llm,
@@ -273,19 +284,28 @@ def _promises(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def _came_to(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
-    """Return the mean probability that recommendations stated, and the share of them that was kept."""
+    """Return what recommendations promised, which share of them was kept, and at what cost.
+
+    `promised` is the mean of the probabilities stated, `came_to` the share kept, `came_at` the mean overspend
+    of those kept, and `came_at_median` the median. Settings in which nothing was recommended do not count.
+    """
     stated = [one for one in outcomes if one.option is not None]
-    if not stated:
-        return {"promised": None, "came_to": None}
+    found = score(stated) if stated else None
     return {
-        "promised": round(float(np.mean([one.probability for one in stated])), 4),
-        "came_to": round(float(np.mean([one.kept for one in stated])), 4),
+        "promised": _round(float(np.mean([one.probability for one in stated])) if stated else None),
+        "came_to": _round(found.kept if found else None),
+        "came_at": _round(found.overspend if found else None),
+        "came_at_median": _round(found.overspend_median if found else None),
     }
 
 
 def _rounded(one: Score) -> dict[str, Any]:
     values = {field.name: getattr(one, field.name) for field in fields(one)}
-    return {name: None if np.isnan(value) else round(value, 4) for name, value in values.items()}
+    return {name: _round(value) for name, value in values.items()}
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None or np.isnan(value) else round(value, 4)
 
 
 def _table(judged: Sequence[Judged]) -> pd.DataFrame:
@@ -330,10 +350,10 @@ def _show(result: dict[str, Any], label: str) -> None:
         by_llm.add_row(one["model"].split("/")[-1], str(one[BOTH]["settings"]), *_figures(one[BOTH]), known)
     console.out.print(by_llm)
     risks = Table(title="limits on TPOT and TTFT, by the largest risk")
-    for heading in ("risk", "promised", "came to", "kept", "overspend", "S/O"):
+    for heading in ("risk", "promised", "came to", "at", "kept", "overspend", "S/O"):
         risks.add_column(heading, justify="right")
     for one in result["risks"]:
-        told = [_percent(one[name]) for name in ("promised", "came_to")]
+        told = [_percent(one[name]) for name in ("promised", "came_to", "came_at")]
         risks.add_row("weighed" if one["risk"] is None else f"{one['risk']:g}", *told, *_figures(one[BOTH]))
     console.out.print(risks)
     console.say(f"{result['seconds']:.0f} s")

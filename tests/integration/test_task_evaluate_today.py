@@ -50,6 +50,12 @@ def test_scores_are_those_of_its_own_file_and_of_the_measured_rows(run: Run, few
     ):
         assert result[key]["settings"] == len(some) == 2 * 2 * 3
         check_score(result[key], some)
+    promised = plain[~alone & plain["option"].notna()]
+    assert result["risks"][0]["promised"] == pytest.approx(promised["probability"].mean(), abs=1e-4)
+    assert result["risks"][0]["came_to"] == pytest.approx(promised["kept"].mean(), abs=1e-4)
+    assert result["risks"][0]["came_at"] == pytest.approx(
+        promised["overspend"][promised["kept"]].mean(), abs=1e-4
+    )
     check_optimum(plain, pd.read_parquet(few_rows))
     rule, whose, *tables = ran.out.splitlines()
     assert whose.startswith("prices: RunPod")
@@ -101,7 +107,7 @@ def check_optimum(plain: pd.DataFrame, rows: pd.DataFrame) -> None:
     [
         ("on=tomorrow", ["on", "tomorrow"]),
         ("today.measurements=nowhere.parquet", ["nowhere.parquet"]),
-        ("today.risk=1.5", ["today.risk", "1.5"]),
+        ("evaluate.risk=1.5", ["evaluate.risk", "1.5"]),
         ("today.settings.tpot_ms=[]", ["today.settings.tpot_ms"]),
         ("evaluate.workers=0", ["evaluate.workers"]),
         ("predictions_file=/dev/null/p.csv", ["/dev/null/p.csv"]),

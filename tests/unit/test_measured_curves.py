@@ -33,7 +33,7 @@ def curve(tpot_ms: list[float], ttft_ms: list[float], load: list[float]) -> Meas
 
 
 def most(one: MeasuredCurve, **limits: float) -> float:
-    return float(one.largest_load(one.measured, Limits(**limits)))
+    return one.largest_load(Limits(**limits))
 
 
 @pytest.mark.parametrize(
@@ -83,18 +83,6 @@ def test_equal_latencies_at_two_levels() -> None:
     assert most(one, tpot_ms=9.9) == 0.0
 
 
-def test_draws_are_answered_one_by_one() -> None:
-    one = curve([10, 20, 80], [100, 200, 400], [100, 400, 1600])
-    drawn = Points(
-        *(
-            np.stack([getattr(one.measured, name)] * 2)
-            for name in ("tpot_ms", "ttft_ms", "output_tokens_per_s")
-        )
-    )
-    drawn.tpot_ms[1] *= 2
-    assert one.largest_load(drawn, Limits(20)) == pytest.approx([400, 100])
-
-
 positive = st.floats(1.0, 1e4)
 
 
@@ -105,7 +93,7 @@ def test_looser_limits_never_carry_less(
     one = curve(*(list(column) for column in zip(*levels, strict=True)))
     tight = most(one, tpot_ms=tpot_ms, ttft_ms=ttft_ms)
     for looser in (Limits(tpot_ms * 1.1, ttft_ms), Limits(tpot_ms, ttft_ms * 1.1), Limits(tpot_ms)):
-        assert float(one.largest_load(one.measured, looser)) >= tight * (1 - 1e-9)
+        assert one.largest_load(looser) >= tight * (1 - 1e-9)
     within = [load for tpot, ttft, load in levels if tpot <= tpot_ms and ttft <= ttft_ms]
     assert tight >= max(within, default=0.0) * (1 - 1e-9)
     assert tight <= max(load for *_, load in levels) * (1 + 1e-9)

@@ -1,10 +1,12 @@
 """Recommendations for measured LLMs, and how they are judged, on menus whose answers follow by hand."""
 
 from dataclasses import replace
-from math import inf, isnan
+from math import inf, isnan, prod
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from test_measured_curves import curve
 
 from llmpilot.predict.decision import decide
@@ -15,6 +17,7 @@ from llmpilot.predict.service.recommended import (
     Outcome,
     by_margin,
     drawn_loads,
+    forecast,
     judge,
     menus,
     recommended,
@@ -32,7 +35,7 @@ MENU = Menu((SMALL, LARGE), np.array([1.0, 2.5]))
 def right(menu: Menu, steps_spread: float = 0.0, first_token_spread: float = 0.0) -> list[Forecast]:
     """Predictions whose middle is what was measured."""
     spreads = (steps_spread, first_token_spread)
-    return [Forecast(one.measured.tpot_ms, one.measured.ttft_ms, *spreads) for one in menu.curves]
+    return [forecast(one, one.measured.tpot_ms, one.measured.ttft_ms, *spreads) for one in menu.curves]
 
 
 def said(menu: Menu, capacity: list[float], load: float, limits: Limits = ANY) -> Outcome:
@@ -87,7 +90,7 @@ def test_where_nothing_can_only_nothing_is_right() -> None:
 
 
 def test_draws_slow_a_curve_down_as_a_whole() -> None:
-    (drawn,) = drawn_loads(MENU, right(MENU, steps_spread=0.5), [ANY])
+    (drawn,) = drawn_loads(right(MENU, steps_spread=0.5), [ANY])
     small = np.sort(drawn[:, 0])
     # Half of the draws are slower than expected. Those over twice as slow have no level left.
     assert np.median(small) == pytest.approx(400, rel=0.02)
@@ -98,7 +101,7 @@ def test_draws_slow_a_curve_down_as_a_whole() -> None:
 
 def test_first_tokens_that_come_late_do_not_slow_steps_down() -> None:
     late = right(MENU, first_token_spread=1.0)
-    free, bound = drawn_loads(MENU, late, [ANY, Limits(20, 20)])
+    free, bound = drawn_loads(late, [ANY, Limits(20, 20)])
     assert (free > 0).all()
     assert (bound[:, 0] == 0).mean() == pytest.approx(0.244, abs=0.003)  # over twice as late
 
@@ -146,3 +149,23 @@ def test_score_is_the_harmonic_mean_of_kept_and_thrift() -> None:
     assert found.overspend == pytest.approx(1 / 3)
     assert found.overspend_median == 0.0
     assert found.so_score == pytest.approx(2 * 0.75 * (2 / 3) / (0.75 + 2 / 3))
+
+
+rising = st.lists(st.floats(1.02, 3.0), min_size=0, max_size=4)
+
+
+@given(rising, rising, st.floats(5, 200), st.floats(50, 2000))
+def test_what_is_predicted_is_read_as_the_truth_is(
+    slower: list[float], later: list[float], tpot_ms: float, ttft_ms: float
+) -> None:
+    """Of a curve whose latencies rise, the largest load of a right prediction is the true one."""
+    levels = min(len(slower), len(later)) + 1
+    tpot = np.array([10 * prod(slower[:at]) for at in range(levels)])
+    ttft = np.array([100 * prod(later[:at]) for at in range(levels)])
+    one = curve(tpot.tolist(), ttft.tolist(), [1.0] * levels)
+    load = one.output_tokens_per_s(tpot, ttft)
+    assume((np.diff(load) > 0).all())
+    one = replace(one, measured=replace(one.measured, output_tokens_per_s=load))
+    limits = Limits(tpot_ms, ttft_ms)
+    (found,) = drawn_loads([forecast(one, tpot, ttft, 0.0, 0.0)], [limits], np.zeros(2))
+    assert found[:, 0] == pytest.approx(one.largest_load(limits))

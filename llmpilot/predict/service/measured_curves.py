@@ -45,7 +45,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Points:
-    """What a curve's levels show [n], or draws of it [draws, n]: latencies, and output tokens a second."""
+    """What a curve's levels show [n]: latencies, and output tokens a second."""
 
     tpot_ms: Numbers
     ttft_ms: Numbers
@@ -92,32 +92,31 @@ class MeasuredCurve:
         e2e_ms = ttft_ms + tpot_ms * (self.mean_output_tokens - 1.0)
         return np.asarray(1e3 * self.concurrency * self.mean_output_tokens / e2e_ms)
 
-    def largest_load(self, points: Points, limits: Limits) -> Numbers:
-        """Return the most output tokens/s within the limits, of each draw, or of the one curve; 0 for none.
+    def largest_load(self, limits: Limits) -> float:
+        """Return the most output tokens/s that were measured within the limits; 0 for none.
 
         Between two levels latencies and throughput are interpolated, their logarithms in the logarithm of
         the concurrency; beyond the first and last level there is nothing.
         """
+        points = self.measured
+        load = np.log(points.output_tokens_per_s)
         within = [
             (np.log(points.tpot_ms), np.log(limits.tpot_ms)),
             (np.log(points.ttft_ms), np.log(limits.ttft_ms)),
         ]
-        load = np.log(points.output_tokens_per_s)
-        if load.shape[-1] == 1:
-            kept = np.all([logs[..., 0] <= limit for logs, limit in within], axis=0)
-            return np.asarray(np.where(kept, np.exp(load[..., 0]), 0.0))
+        if len(load) == 1:
+            return float(np.exp(load[0])) if all(logs[0] <= limit for logs, limit in within) else 0.0
         # Every latency confines a segment's allowed part, from 0 to 1, from below or from above.
-        begin = np.zeros((*load.shape[:-1], load.shape[-1] - 1))
-        end = np.ones_like(begin)
+        begin, end = np.zeros(len(load) - 1), np.ones(len(load) - 1)
         for logs, limit in within:
-            left, slope = logs[..., :-1], np.diff(logs, axis=-1)
+            left, slope = logs[:-1], np.diff(logs)
             with np.errstate(divide="ignore", invalid="ignore"):
                 crossing = (limit - left) / slope
             end = np.where(slope > 0, np.minimum(end, crossing), end)
             begin = np.where(slope < 0, np.maximum(begin, crossing), begin)
             end = np.where((slope == 0) & (left > limit), -1.0, end)
-        best = np.maximum(*(load[..., :-1] + part * np.diff(load, axis=-1) for part in (begin, end)))
-        return np.asarray(np.exp(np.where(begin <= end, best, -inf)).max(axis=-1))
+        best = np.maximum(*(load[:-1] + part * np.diff(load) for part in (begin, end)))
+        return float(np.exp(np.where(begin <= end, best, -inf).max()))
 
 
 def measured_curves(measurements: Measurements, levels: Sequence[Level]) -> list[MeasuredCurve]:

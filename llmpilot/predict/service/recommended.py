@@ -22,14 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from llmpilot.config import Limit
 from llmpilot.predict.decision import Deployments, decide
-from llmpilot.predict.service.curves import Speeds
-from llmpilot.predict.service.measured_curves import Limits, MeasuredCurve, Points
+from llmpilot.predict.service.curves import Curve, Speeds
+from llmpilot.predict.service.measured_curves import Limits, MeasuredCurve
 from llmpilot.predict.service.validation import Z_80, Prediction
 
 Numbers = NDArray[np.float64]
 
 DRAWS = 500
+SCORES = norm.ppf((np.arange(DRAWS) + 0.5) / DRAWS)
+"""Standard deviations that draws are off: each stands for an equal part of a normal distribution."""
 SEED = 20251128
 
 
@@ -66,12 +69,24 @@ class Expected:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is predicted of one option: latencies of its levels [n], spreads of its draws (log units)."""
+    """What is predicted of one option: its curve, points at its levels, and spreads of its draws (log units).
 
-    tpot_ms: Numbers
-    ttft_ms: Numbers
+    `mean_output_tokens` are those of a request: loads here are tokens/s where the curve counts requests.
+    """
+
+    curve: Curve
+    mean_output_tokens: float
     steps_spread: float
     first_token_spread: float
+
+    def largest_loads(self, limits: Limits, speeds: Speeds) -> Numbers:
+        """Return the most output tokens/s within the limits in every draw [draws]; 0 for none."""
+        asked = [
+            Limit(latency=latency, statistic="mean", limit_ms=limit_ms)
+            for latency, limit_ms in (("tpot_ms", limits.tpot_ms), ("ttft_ms", limits.ttft_ms))
+            if np.isfinite(limit_ms)
+        ]
+        return self.mean_output_tokens * self.curve.capacity(asked, 1.0, speeds)
 
 
 @dataclass(frozen=True)
@@ -113,47 +128,60 @@ def menus(curves: Sequence[MeasuredCurve], price_per_hour: Mapping[str, Mapping[
 
 def forecasts(menu: Menu, expected: Expected) -> list[Forecast]:
     """Return what is predicted of the options of a menu."""
-    found = []
-    for curve in menu.curves:
-        rows = curve.all_rows
-        found.append(
-            Forecast(
-                curve.at_levels(expected.tpot_ms),
-                curve.at_levels(expected.ttft_ms),
-                float(expected.steps_spread[rows].mean()),
-                float(expected.first_token_spread[rows].mean()),
-            )
+    return [
+        forecast(
+            one,
+            one.at_levels(expected.tpot_ms),
+            one.at_levels(expected.ttft_ms),
+            float(expected.steps_spread[one.all_rows].mean()),
+            float(expected.first_token_spread[one.all_rows].mean()),
         )
-    return found
+        for one in menu.curves
+    ]
 
 
-def drawn_loads(menu: Menu, predicted: Sequence[Forecast], limits: Sequence[Limits]) -> list[Numbers]:
-    """Return the largest loads in draws of what may be true [draws, options], for each of some limits."""
+def forecast(
+    option: MeasuredCurve, tpot_ms: Numbers, ttft_ms: Numbers, steps_spread: float, first_token_spread: float
+) -> Forecast:
+    """Return what latencies expected at an option's levels [n] and their spreads say of it."""
+    tokens_per_s = option.output_tokens_per_s(tpot_ms, ttft_ms)
+    curve = Curve(
+        rate_per_s=tokens_per_s / option.mean_output_tokens,
+        output_tokens_per_s=tokens_per_s,
+        latencies={("tpot_ms", "mean"): tpot_ms, ("ttft_ms", "mean"): ttft_ms},
+        failures=np.zeros(len(tokens_per_s)),
+        overhead_ms=0.0,
+        mean_input_tokens=option.lengths[0],
+    )
+    return Forecast(curve, option.mean_output_tokens, steps_spread, first_token_spread)
+
+
+def drawn_loads(
+    predicted: Sequence[Forecast], limits: Sequence[Limits], scores: Numbers = SCORES
+) -> list[Numbers]:
+    """Return the largest loads in draws of what may be true [draws, options], for each of some limits.
+
+    `scores` [draws] are by how many spreads draws are off.
+    """
     random = np.random.default_rng(SEED)
-    # Every draw stands for an equal part of the distribution: fewer are needed.
-    scores = norm.ppf((np.arange(DRAWS) + 0.5) / DRAWS)
-    columns: list[list[Numbers]] = [[] for _ in limits]
-    for curve, forecast in zip(menu.curves, predicted, strict=True):
-        speeds = Speeds(
-            np.exp(forecast.steps_spread * random.permutation(scores)),
-            np.exp(forecast.first_token_spread * random.permutation(scores)),
+    speeds = [
+        Speeds(
+            np.exp(one.steps_spread * random.permutation(scores)),
+            np.exp(one.first_token_spread * random.permutation(scores)),
         )
-        points = at_speeds(curve, forecast, speeds)
-        for column, limit in zip(columns, limits, strict=True):
-            column.append(curve.largest_load(points, limit))
-    return [np.stack(column, axis=1) for column in columns]
-
-
-def at_speeds(curve: MeasuredCurve, forecast: Forecast, speeds: Speeds) -> Points:
-    """Return draws of a curve [draws, n] at step times so many times as long as expected."""
-    tpot_ms = speeds.steps[:, None] * forecast.tpot_ms
-    ttft_ms = (speeds.steps * speeds.first_token)[:, None] * forecast.ttft_ms
-    return Points(tpot_ms, ttft_ms, curve.output_tokens_per_s(tpot_ms, ttft_ms))
+        for one in predicted
+    ]
+    return [
+        np.stack(
+            [one.largest_loads(limit, drawn) for one, drawn in zip(predicted, speeds, strict=True)], axis=1
+        )
+        for limit in limits
+    ]
 
 
 def true_loads(menu: Menu, limits: Limits) -> Numbers:
     """Return the largest measured load of each option within the limits [options]; 0 for none."""
-    return np.array([float(curve.largest_load(curve.measured, limits)) for curve in menu.curves])
+    return np.array([curve.largest_load(limits) for curve in menu.curves])
 
 
 def recommended(
@@ -165,7 +193,7 @@ def recommended(
 ) -> dict[float | None, list[Outcome]]:
     """Return what the rule says in every setting at each risk, and what becomes of it."""
     found: dict[float | None, list[Outcome]] = {risk: [] for risk in risks}
-    drawn = drawn_loads(menu, predicted, limits)
+    drawn = drawn_loads(predicted, limits)
     for limit, capacity in zip(limits, drawn, strict=True):
         truth = true_loads(menu, limit)
         for load, risk in product(loads, risks):
@@ -183,13 +211,12 @@ def by_margin(
 ) -> list[Outcome]:
     """Return what becomes of the cheapest by predictions slowed down by one margin for all."""
     one = Speeds(np.array([margin]), np.ones(1))
-    points = [at_speeds(curve, forecast, one) for curve, forecast in zip(menu.curves, predicted, strict=True)]
     found = []
     for limit in limits:
         truth = true_loads(menu, limit)
-        columns = [curve.largest_load(some, limit) for curve, some in zip(menu.curves, points, strict=True)]
+        capacity = np.stack([some.largest_loads(limit, one) for some in predicted], axis=1)
         for load in loads:
-            deployments = decide(np.stack(columns, axis=1), menu.price_per_hour, load, 0.0)
+            deployments = decide(capacity, menu.price_per_hour, load, 0.0)
             found.append(judge(menu, deployments, truth, limit, load))
     return found
 
