@@ -273,6 +273,16 @@ def options(group: str) -> list[str]:
     return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml") if file.stem != FROM_HF_CONFIG)
 
 
+def option(group: str, name: str) -> dict[str, Any]:
+    """Return what an option's file says, interpolations as they are.
+
+    Raises:
+        ConfigError: there is no such option.
+    """
+    (known,) = _chosen(group, [name])
+    return _load(group, known)
+
+
 def _chosen(group: str, names: Sequence[str] | None) -> Sequence[str]:
     known = options(group)
     for name in names if names is not None else []:

@@ -382,6 +382,12 @@ class Sla(Facts):
             for statistic, limit_ms in by_statistic.items()
         )
 
+    def with_limit(self, changed: Limit) -> "Sla":
+        """Return the SLA with another value of the limit on that latency and statistic."""
+        by_statistic = {one.statistic: one.limit_ms for one in self.limits_on(changed.latency)}
+        by_statistic[changed.statistic] = changed.limit_ms
+        return self.model_copy(update={changed.latency: by_statistic})
+
     @property
     def statistic(self) -> Statistic:
         """The statistic that a number alone limits."""

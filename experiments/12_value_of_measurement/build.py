@@ -15,17 +15,16 @@ from llmpilot import catalog
 from llmpilot.config import Gpu, build
 from llmpilot.dataset import Dataset, published
 from llmpilot.files import to_json, write_text
-from llmpilot.predict.decision import Choice, Need
+from llmpilot.predict.decision import Need, decide, drawn_users_max
 from llmpilot.predict.evaluation import on_profiles, profile_key
-from llmpilot.predict.predictor import Fitted, Predictor
+from llmpilot.predict.predictor import Predictor
 from llmpilot.predict.scores import Outcome, grid_of, judge, mean_score, score, truth_of
 from llmpilot.processes import workers
-from llmpilot.recommendation.advice import hours_per_run
-from llmpilot.recommendation.measurement import worth_of_measuring
+from llmpilot.recommendation.settle import RUN_HOURS, worth_of_measuring
 
 PAPER = Need(users=200, nttft_ms=100, itl_ms=50)
 GRID = grid_of((50, 100, 200), (30, 40, 50, 75, 100), (50, 100, 200, 500, 1000))
-HOURS = 720
+HOURS = 730
 FIXED = {"always 1 x H100": "1xH100", "always 1 x A100": "1xA100-40GB", "always 4 x T4": "4xT4"}
 POLICIES = ("none", *FIXED, "any, in the mean", "most gain", "most gain less its cost", "best in hindsight")
 
@@ -51,7 +50,7 @@ def fold(seed: int, name: str) -> dict[str, Any]:
     for need in [PAPER, *GRID]:
         results = {key: judge(fitted.choose(said, need), truth, need) for key, said in seeing.items()}
         nothing = judge(fitted.choose(blind, need), truth, need)
-        by_gain, by_net = _chosen(fitted, blind, need)
+        by_gain, by_net = _chosen(blind, need)
         for policy in POLICIES:
             measured: str | None = None
             if policy in FIXED:
@@ -71,18 +70,28 @@ def fold(seed: int, name: str) -> dict[str, Any]:
     return {"seed": seed, "model": name, "prices": prices, "found": found}
 
 
-def _chosen(fitted: Fitted, blind: Any, need: Need) -> tuple[str | None, str | None]:
+def _chosen(blind: Any, need: Need) -> tuple[str | None, str | None]:
     """Return which measurement gains most, and which gains most beyond its cost; None: none gains."""
 
-    def decide(said: Any) -> Choice | None:
-        return fitted.choose(said, need)
+    profiles = blind.profiles
+    prices = np.array([gpu.cost_per_hour for gpu in profiles])
+    costs = (RUN_HOURS * prices).tolist()
 
-    weighed = worth_of_measuring(blind, need, decide, blind.profiles, hours_per_run(len(blind.users)))
-    most = max(weighed, key=lambda one: (one.gain, -one.cost))
-    net = max(weighed, key=lambda one: one.gain * HOURS - one.cost)
+    def chosen(capacity: Any, prices: Any) -> tuple[int, int] | None:
+        found = decide(capacity, prices, need.users)
+        return None if found.best is None else (found.best, int(found.pods[found.best]))
+
+    capacity = drawn_users_max(blind, need).astype(float)
+    weighed = worth_of_measuring(capacity, prices, need.users, chosen, range(len(profiles)))
+    most = max(weighed, key=lambda one: (one.gain, -costs[one.option]))
+    net = max(weighed, key=lambda one: one.gain * HOURS - costs[one.option])
+
+    def named(option: int) -> str:
+        return profile_key(profiles[option].name, profiles[option].count)
+
     return (
-        profile_key(most.profile.name, most.profile.count) if most.gain > 0 else None,
-        profile_key(net.profile.name, net.profile.count) if net.gain * HOURS > net.cost else None,
+        named(most.option) if most.gain > 0 else None,
+        named(net.option) if net.gain * HOURS > costs[net.option] else None,
     )
 
 
@@ -97,7 +106,7 @@ def summary(folds: list[dict[str, Any]], seeds: int) -> dict[str, Any]:
         by_seed = [_score(policy, [one for one in folds if one["seed"] == seed]) for seed in range(seeds)]
         picks = [pick for one in folds for choices in one["found"][policy] for pick, _ in choices]
         costs = [
-            hours_per_run(8) * one["prices"][pick] if pick else 0.0
+            RUN_HOURS * one["prices"][pick] if pick else 0.0
             for one in folds
             for choices in one["found"][policy]
             for pick, _ in choices

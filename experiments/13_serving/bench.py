@@ -1,12 +1,11 @@
-"""Times a served recommender over 100 GPU profiles: `mlflow models serve`, asked over HTTP.
+"""Times a served recommender: `mlflow models serve`, asked over HTTP.
 
     python bench.py models:/llm-pilot-recommender@champion results.json
 
-The model's own catalogue is replaced by 100 made profiles that hold every model asked for (25 GPU types, each
-as 1, 2, 4 and 8 GPUs): the real one has fewer.
+What was simulated for a model and workload is kept: other loads, limits, risks and prices need no simulation.
+A workload that is new for a model has its curves simulated, a new model its step times too.
 """
 
-import json
 import os
 import shutil
 import socket
@@ -24,35 +23,15 @@ from typing import Any
 import httpx
 import numpy as np
 
-from llmpilot import catalog
 from llmpilot.files import to_json, write_text
 
 REQUESTS, WARM_UP = 100, 10
+NEW, NEW_WARM_UP = 12, 2
+"""Questions that need a simulation."""
 CLIENTS, REQUESTS_A_CLIENT = 50, 20
-BASES = ("a100_80gb", "h100", "h200", "b200", "mi300x")
-LIMITS = {"users": 500, "nttft_ms": 100, "itl_ms": 40}
-NAMES = ("llama_3_1_8b", "qwen2_5_7b", "mistral_7b", "llama_2_7b", "qwen3_8b")
+LIMITS = {"requests_per_s": 20, "ttft_ms": 1000, "itl_ms": 50}
+NAMES = ("llama_3_1_8b", "qwen2_5_7b", "mistral_7b", "qwen3_8b")
 Rows = list[dict[str, Any]]
-
-
-def made_profiles() -> list[dict[str, Any]]:
-    """Return 25 GPU types, a little apart from each other, in four counts."""
-    profiles = []
-    for number in range(25):
-        base = catalog.gpus([BASES[number % len(BASES)]])[BASES[number % len(BASES)]].model_dump()
-        apart = 1 + 0.01 * number
-        for gpus in (1, 2, 4, 8):
-            profiles.append(
-                base
-                | {
-                    "name": f"{base['name']}-{number}",
-                    "bandwidth_gb_s": base["bandwidth_gb_s"] * apart,
-                    "memory_gb": base["memory_gb"] * apart,
-                    "price_per_hour": {n: 3.0 * n * apart for n in (1, 2, 4, 8)},
-                    "count": gpus,
-                }
-            )
-    return profiles
 
 
 @contextmanager
@@ -104,14 +83,16 @@ def ask(client: httpx.Client, url: str, rows: Rows) -> float:
     return took
 
 
-def timed(url: str, group: int, question: Callable[[int], Rows]) -> dict[str, float]:
+def timed(
+    url: str, group: int, question: Callable[[int], Rows], requests: int = REQUESTS, warm_up: int = WARM_UP
+) -> dict[str, float]:
     """Return wall times of requests one after another, and the server's CPU time of one."""
-    with httpx.Client(timeout=60) as client:
-        for number in range(WARM_UP):
+    with httpx.Client(timeout=120) as client:
+        for number in range(warm_up):
             ask(client, url, question(number))
         before = cpu_s(group)
-        took = [ask(client, url, question(WARM_UP + number)) for number in range(REQUESTS)]
-        cpu_ms = 1e3 * (cpu_s(group) - before) / REQUESTS
+        took = [ask(client, url, question(warm_up + number)) for number in range(requests)]
+        cpu_ms = 1e3 * (cpu_s(group) - before) / requests
     p50, p95 = np.percentile(took, [50, 95])
     return {"p50_ms": round(p50, 1), "p95_ms": round(p95, 1), "cpu_ms": round(cpu_ms, 1)}
 
@@ -145,26 +126,33 @@ def crowd(url: str, question: Callable[[int], Rows]) -> dict[str, float]:
     }
 
 
-def known(_: int) -> Rows:
-    return [{"model": "llama_3_1_8b", **LIMITS}]
+def known(number: int) -> Rows:
+    """A model and workload asked before; load, limit and risk are new."""
+    risk = {} if number % 2 else {"risk": 0.1}
+    return [{"model": "llama_3_1_8b", **LIMITS, "requests_per_s": 5 + number, "itl_ms": 30 + number, **risk}]
 
 
-def new(number: int) -> Rows:
+def new_workload(number: int) -> Rows:
+    """Lengths that were never asked for before."""
+    return [{"model": "llama_3_1_8b", **LIMITS, "input_tokens": 500 + 100 * number, "output_tokens": 200}]
+
+
+def new_model(number: int) -> Rows:
     """A model that was never asked for before."""
     facts = {"n_layers": 32, "d_model": 4096, "n_heads": 32, "n_kv_heads": 8}
     return [{"parameters_b": 7 + number / 1e4, **facts, **LIMITS}]
 
 
-def five(number: int) -> Rows:
-    return [{"model": NAMES[number % len(NAMES)], **LIMITS, "users": 100 + number}]
+def several(number: int) -> Rows:
+    return [{"model": NAMES[number % len(NAMES)], **LIMITS, "requests_per_s": 5 + number}]
 
 
-def hundred(profiles: list[dict[str, Any]]) -> Callable[[int], Rows]:
-    rows = [
-        {"model": "llama_3_1_8b", "gpu": one["name"], "count": one["count"], "users": 1 + number}
-        for number, one in enumerate(profiles)
+def pods(profiles: int) -> Callable[[int], Rows]:
+    """What one pod does, so many rows at once."""
+    return lambda number: [
+        {"model": "llama_3_1_8b", "gpu": "h100", "requests_per_s": 0.5 + 0.1 * (number + at)}
+        for at in range(profiles)
     ]
-    return lambda _: rows
 
 
 def main(uri: str, result: str) -> None:
@@ -174,22 +162,21 @@ def main(uri: str, result: str) -> None:
     before = round(os.getloadavg()[0], 2)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=scratch))
-        file = folder / "artifacts" / "bundle" / "bundle.json"
-        facts = json.loads(file.read_text())
         with served(folder) as (url, group):
+            with httpx.Client(timeout=120) as client:
+                first_ms = ask(client, url, known(0))
+                answer = client.post(url, json={"dataframe_records": known(0)}).json()["predictions"][0]
+                for number in range(len(NAMES)):
+                    ask(client, url, several(number))
             found = {
-                "catalogue": {"profiles": len(facts["profiles"]), "known model": timed(url, group, known)}
-            }
-            found["catalogue"]["a new model each time"] = timed(url, group, new)
-        profiles = made_profiles()
-        write_text(file, to_json(facts | {"profiles": profiles}))
-        with served(folder) as (url, group):
-            found["100 profiles"] = {
-                "known model": timed(url, group, known),
-                "five models in turn": timed(url, group, five),
-                "a new model each time": timed(url, group, new),
-                "latencies of 100 rows": timed(url, group, hundred(profiles)),
-                "50 clients, five models": crowd(url, five),
+                "profiles": len(answer["ranking"]),
+                "the server's first answer": {"ms": round(first_ms, 1)},
+                "model and workload asked before": timed(url, group, known),
+                "four models in turn, asked before": timed(url, group, several),
+                "a workload that is new": timed(url, group, new_workload, NEW, NEW_WARM_UP),
+                "a model that is new": timed(url, group, new_model, NEW, NEW_WARM_UP),
+                "20 rows of one pod": timed(url, group, pods(20)),
+                "50 clients, four models": crowd(url, several),
             }
     found["load_average"] = [before, round(os.getloadavg()[0], 2)]
     write_text(Path(result), to_json(found))

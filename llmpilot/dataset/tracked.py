@@ -8,12 +8,14 @@ from typing import Any
 
 import llmpilot
 from llmpilot import tracking
+from llmpilot.dataset.measurements import Measurements
 from llmpilot.dataset.table import Dataset
 from llmpilot.files import to_json
 from llmpilot.tracking import Tracker
 
 DATASET = "dataset"
 NAME = "llm-pilot-characterizations"
+NAME_OF_MEASUREMENTS = "llm-pilot-measurements"
 TAG_CONTENT_HASH = "llmpilot.content_hash"
 DIGEST_LENGTH = 36  # the longest that MLflow takes; the whole hash is the run's tag
 SUMMARY_FILE = "dataset.json"
@@ -68,8 +70,8 @@ class DatasetTracker(Tracker):
         client.set_terminated(run_id, "FINISHED")
 
 
-def mlflow_input(dataset: Dataset, kept_at: str) -> Any:
-    """Return the data set as what MLflow logs with the runs that use it.
+def mlflow_input(dataset: Dataset | Measurements, kept_at: str) -> Any:
+    """Return the rows as what MLflow logs with the runs that use them.
 
     `kept_at` says where it is: a path, or `runs:/RUN_ID/FILE` for `mlflow.artifacts.download_artifacts`.
     """
@@ -84,5 +86,6 @@ def mlflow_input(dataset: Dataset, kept_at: str) -> Any:
     floats = table.astype(dict.fromkeys(table.select_dtypes("number").columns, "float64"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        named = from_pandas(floats, source=source, name=NAME, digest=dataset.content_hash[:DIGEST_LENGTH])
+        name = NAME if isinstance(dataset, Dataset) else NAME_OF_MEASUREMENTS
+        named = from_pandas(floats, source=source, name=name, digest=dataset.content_hash[:DIGEST_LENGTH])
         return DatasetInput(named._to_mlflow_entity(), [])

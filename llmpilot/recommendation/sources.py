@@ -14,6 +14,8 @@ from llmpilot.console import note
 from llmpilot.dataset import Dataset, from_runs, load, merge, published
 from llmpilot.errors import ConfigError, did_you_mean
 from llmpilot.hf_config import model_from_hf_config
+from llmpilot.predict.service.knowledge import Knowledge, shipped_knowledge
+from llmpilot.predict.service.own_levels import own_levels
 from llmpilot.tracking_store import sqlite_file
 
 PUBLISHED = "published"
@@ -34,6 +36,21 @@ def data_of(dataset: str | Path, tracking: Tracking | None, *, simulated: bool =
     if tracking is not None and _is_there(tracking.uri):
         data = with_fresh(data, from_runs(tracking, simulated=simulated))
     return data if simulated else measured_only(data)
+
+
+def knowledge_of(tracking: Tracking | None) -> Knowledge:
+    """Return what is known of today's services: what ships, and the user's own measured runs of them.
+
+    `tracking` None does without own runs; so does the default store where it does not exist yet.
+
+    Raises:
+        ConfigError: a tracking store was named, and does not exist.
+        TrackingError: the tracking store cannot be read.
+    """
+    known = shipped_knowledge()
+    if tracking is None or not _is_there(tracking.uri):
+        return known
+    return known.conditioned_on(own_levels(tracking))
 
 
 def stored(dataset: str | Path) -> Dataset:

@@ -7,48 +7,52 @@ from typing import Any
 import numpy as np
 
 from llmpilot.files import replacing
-from llmpilot.predict.evaluation import Fold
+from llmpilot.predict.service.validation import Prediction
 
-METRICS = {"nttft_ms": "nTTFT [ms per token]", "itl_ms": "ITL [ms]"}
+METRICS = {"tpot": "time per output token [ms]", "ttft": "time to the first token [ms]"}
 
 
-def plot_predictions(folds: Sequence[Fold], path: Path) -> None:
-    """Predicted over measured latencies of the first seed, every LLM predicted without its own rows."""
+def plot_predictions(prediction: Prediction, path: Path) -> None:
+    """Predicted over measured latencies, every LLM predicted without its own rows; colours are engines."""
     from matplotlib.figure import Figure
 
-    first = [fold for fold in folds if fold.seed == folds[0].seed]
+    judged = prediction.judged
+    engines = prediction.table["engine"].to_numpy()
     figure = Figure(figsize=(12, 5.5), layout="constrained")
     for axes, (metric, label) in zip(figure.subplots(1, 2), METRICS.items(), strict=True):
-        ends = []
-        for fold in first:
-            measured = getattr(fold.truth, metric)[fold.scored]
-            predicted = getattr(fold.prediction, metric)[fold.scored]
-            axes.scatter(measured, predicted, s=10, alpha=0.6, label=fold.model)
-            ends += [*measured, *predicted]
-        span = [np.nanmin(ends), np.nanmax(ends)]
-        axes.plot(span, span, color="black", linewidth=1)
+        part = judged[judged["metric"] == metric]
+        of_engine = engines[part["row"].to_numpy(dtype=int)]
+        for engine in sorted(set(of_engine.tolist())):
+            some = part[of_engine == engine]
+            axes.scatter(some["measured"], some["predicted"], s=8, alpha=0.5, label=engine)
+        ends = part[["measured", "predicted"]].to_numpy(dtype=float)
+        if np.isfinite(ends).any():
+            span = [np.nanmin(ends), np.nanmax(ends)]
+            axes.plot(span, span, color="black", linewidth=1)
         axes.set(xscale="log", yscale="log", xlabel=f"measured {label}", ylabel=f"predicted {label}")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small")
+        axes.legend(fontsize="small")
     figure.suptitle("each LLM predicted without its own measurements")
     _save(figure, path)
 
 
 def plot_by_model(per_model: Sequence[dict[str, Any]], path: Path) -> None:
-    """Success rate and efficiency over the grid of each LLM left out."""
+    """Share of the promises kept and mean overspend, limits on TPOT and TTFT, of each LLM left out."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 1 + 0.45 * len(per_model)), layout="constrained")
+    figure = Figure(figsize=(9, 1.2 + 0.45 * len(per_model)), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(per_model))
     for offset, key, label in (
-        (-0.2, "grid_success_rate", "success rate"),
-        (0.2, "grid_efficiency", "efficiency: least cost / cost, 0 without success"),
+        (-0.2, "kept", "promises kept"),
+        (0.2, "overspend", "more than the least possible price, where kept"),
     ):
-        axes.barh(places + offset, [row[key] for row in per_model], height=0.4, label=label)
-    axes.set_yticks(places, [row["model"] for row in per_model])
+        shares = [float(row["tpot_ttft"][key] or 0.0) for row in per_model]
+        bars = axes.barh(places + offset, shares, height=0.4, label=label)
+        axes.bar_label(bars, [f"{share:.0%}" for share in shares], padding=3, fontsize="small")
+    axes.set_yticks(places, [str(row["model"]).rpartition("/")[2] for row in per_model])
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1), title="recommendations for each LLM left out, mean over the grid")
-    axes.legend()
+    axes.set(xlim=(0, max(1.1, axes.get_xlim()[1])), title="recommendations for each LLM left out")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2)
     _save(figure, path)
 
 

@@ -1,186 +1,190 @@
-"""Answers questions from a bundle. What was predicted for a model is kept for its next question."""
+"""Answers what rows ask, from a bundle, by the same functions as task=recommend."""
 
-import json
-from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Hashable, Sequence
 from functools import cache
-from threading import Lock
+from math import isfinite
 from typing import Any
 
-import numpy as np
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped, unused-ignore]
 
 from llmpilot import catalog
-from llmpilot.config import Gpu, Model
-from llmpilot.predict.prediction import Metric, Prediction
-from llmpilot.recommendation.fitting import split_by_fit
-from llmpilot.recommendation.ranking import Option, Ranking, latency_at, rank
-from llmpilot.recommendation.trust import judge_trust
-from llmpilot.recommendation.unseen import widen_unseen
+from llmpilot.config import LATENCIES, STATISTICS, Gpu, Limit, Model
+from llmpilot.engine.scheduled import ScheduledEngine
+from llmpilot.errors import ConfigError
+from llmpilot.recommendation.answer import Forecast, Option
+from llmpilot.recommendation.ask import asked_of, engines_of, question_of
+from llmpilot.recommendation.forecast import forecast_of
+from llmpilot.recommendation.question import HOURS_PER_MONTH, Question
+from llmpilot.recommendation.today import answered
+from llmpilot.recommendation.trust_today import UNFIT, trust_in
 from llmpilot.serving.bundle import Bundle
-from llmpilot.serving.rows import Cell, Known, Question, names_of
+from llmpilot.serving.rows import Asked, Known, Sent, in_row, names_of
+from llmpilot.serving.shelf import Kept, Shelf
+from llmpilot.workload import WorkloadModel, load_workload
 
-KEPT_MODELS = 16
-"""Predictions kept: of 100 profiles, 500 draws and 8 user counts, each takes 6 MB."""
-FIELDS = (
-    "pods",
-    "cost_per_hour",
-    "users_per_pod",
-    "p_sla",
-    "nttft_ms",
-    "itl_ms",
-    "nttft_ms_interval",
-    "itl_ms_interval",
-    "users_max",
-    "feasible",
-    "reason",
+SEED = 42
+"""That of task=recommend: the same question has the same answer."""
+KEPT = 64
+"""Workloads that are kept."""
+CHOSEN = (
+    *("gpu", "count", "engine", "precision", "pods", "gpus", "cost_per_hour", "cost_per_month"),
+    *("cost_per_million_output_tokens", "users_per_pod", "requests_per_s_per_pod", "p_sla", "binding"),
 )
-SUMMARY = ("pods", "cost_per_hour", "users_per_pod", "p_sla", "nttft_ms", "itl_ms")
+"""What an answer says of the service to take: fields of `Option.to_dict`."""
 
 Answer = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Predicted:
-    """One model on every profile that holds it, and why the others do not."""
-
-    prediction: Prediction | None
-    unfit: tuple[tuple[Gpu, str], ...]
-    measured_on: tuple[str, ...]
-
-    def only(self, types: frozenset[str]) -> "_Predicted":
-        """Return the same for some GPU types."""
-        unfit = tuple((gpu, why) for gpu, why in self.unfit if gpu.name in types)
-        if self.prediction is None:
-            return replace(self, unfit=unfit)
-        kept = [at for at, gpu in enumerate(self.prediction.profiles) if gpu.name in types]
-        return replace(self, prediction=_pick(self.prediction, kept) if kept else None, unfit=unfit)
 
 
 class Recommender:
     """Answers questions, from many threads at once."""
 
-    def __init__(self, bundle: Bundle, kept_models: int = KEPT_MODELS) -> None:
+    def __init__(self, bundle: Bundle, shelf: Shelf | None = None) -> None:
         self.bundle = bundle
-        models = [*bundle.data.models.values(), *catalog.models().values()]
-        self.known = Known(names_of(models), bundle.profiles, bundle.users[-1])
-        self._kept: OrderedDict[Model, Future[_Predicted]] = OrderedDict()
-        self._kept_models, self._lock = kept_models, Lock()
+        self.known = Known(names_of(list(catalog.models().values())), bundle.gpus, bundle.prices)
+        self._shelf = Shelf(bundle.knowledge) if shelf is None else shelf
+        self._workloads: Kept[Sent, WorkloadModel] = Kept(KEPT)
+        self._engines: Kept[str, ScheduledEngine] = Kept(KEPT)
 
-    def answer(self, questions: Sequence[Question | Cell]) -> list[Answer]:
-        """Return the answers, in order; what their fields mean is said at `recommend` and `latencies`."""
-        answers: dict[int, Answer] = {}
-        cells: dict[Model, list[int]] = {}
-        for at, one in enumerate(questions):
-            if isinstance(one, Question):
-                answers[at] = self.recommend(one)
-            else:
-                cells.setdefault(one.model, []).append(at)
-        for model, places in cells.items():
-            asked = [one for at in places if isinstance(one := questions[at], Cell)]
-            answers |= dict(zip(places, self.latencies(model, asked), strict=True))
-        return [answers[at] for at in range(len(questions))]
+    def answer(self, asked: Sequence[Asked]) -> list[Answer]:
+        """Return the answers, in order; `signature.ANSWER` says what their fields mean.
 
-    def recommend(self, question: Question) -> Answer:
-        """Return the profile to take, None where none will do, the reason, and the ranking as JSON.
-
-        The fields of a ranking's entries are those of `llmpilot.recommendation.ranking.Option`.
+        Raises:
+            ConfigError: a row that cannot be answered: says which, and why.
         """
-        predicted = self._predicted(question.model)
-        if question.gpus is not None:
-            predicted = predicted.only(question.gpus)
-        ranking = self._ranking(question, predicted)
-        best = ranking.recommended
+        found = []
+        for one in asked:
+            with in_row(one.number), _blas().limit(limits=1, user_api="blas"):
+                found.append(self.recommend(one) if one.task == "recommend" else self.predict(one))
+        return found
+
+    def recommend(self, asked: Asked) -> Answer:
+        """Return the service to take, None where none will do, with the whole ranking."""
+        question, keys, sent = self._question(asked)
+        simulated = self._shelf.simulated(question, keys, sent)
+        told = answered(question, self.bundle.knowledge, simulated, settle=False).answer
+        facts = told.to_dict()
+        best = told.recommended
+        feasible = sum(option.feasible for option in told.options)
+        why = f"the best of {feasible} services that carry the load within the SLA, of {len(told.options)}"
         return {
             "task": "recommend",
-            "model": question.model.name,
-            "users": question.need.users,
-            "gpu": None if best is None else best.profile.name,
-            "count": None if best is None else best.profile.count,
-            **{name: None if best is None else getattr(best, name) for name in SUMMARY},
-            "reason": ranking.reason or _why(ranking, question),
-            "trust": self._trust(question.model, ranking, predicted.measured_on),
-            "ranking": json.dumps([_plain(option) for option in ranking.options]),
+            **_asked_facts(asked, question),
+            **_option_facts(best),
+            "trust": told.trust.level,
+            "trust_sentence": told.trust.sentence,
+            "reason": why if best is not None else told.reason,
+            "serve": told.serve,
+            **{name: facts[name] for name in ("ranking", "alternatives")},
+            "latencies": [] if best is None else [one.to_dict() for one in best.forecasts],
         }
 
-    def latencies(self, model: Model, cells: Sequence[Cell]) -> list[Answer]:
-        """Return median latencies [ms] of one pod under each load with 80% intervals; none: does not fit."""
-        predicted = self._predicted(model)
-        unfit = {gpu.label: why for gpu, why in predicted.unfit}
-        answers: list[Answer] = [
-            {
-                "task": "predict",
-                "model": model.name,
-                "users": cell.users,
-                "gpu": cell.profile.name,
-                "count": cell.profile.count,
-                "reason": unfit.get(cell.profile.label, ""),
-            }
-            for cell in cells
+    def predict(self, asked: Asked) -> Answer:
+        """Return the latencies [ms] of one pod under the load, with 80% intervals; none: it does not fit."""
+        question, keys, sent = self._question(asked)
+        simulated = self._shelf.simulated(question, keys, sent)
+        (offered,) = question.offered
+        facts: Answer = {
+            "task": "predict",
+            **_asked_facts(asked, question),
+            "gpu": offered.profile.name,
+            "count": offered.profile.count,
+            "engine": offered.engine.name,
+            "precision": offered.model.precision,
+        }
+        if not simulated.offered:
+            said = {"trust": UNFIT.level, "trust_sentence": UNFIT.sentence}
+            return facts | said | {"reason": simulated.unfit[0][1], "latencies": []}
+        limits = question.sla.limits
+        load = question.asked.load
+        capacity = simulated.capacity(question.sla)[:, 0]
+        everything = [
+            Limit.model_validate({"latency": latency, "statistic": statistic, "limit_ms": 1.0})
+            for latency in LATENCIES
+            for statistic in STATISTICS
         ]
-        fit = [at for at, cell in enumerate(cells) if cell.profile.label not in unfit]
-        if predicted.prediction is None or not fit:
-            return answers
-        places = {gpu.label: at for at, gpu in enumerate(predicted.prediction.profiles)}
-        profiles = np.array([places[cells[at].profile.label] for at in fit])
-        users = np.array([cells[at].users for at in fit])
-        metrics: tuple[Metric, ...] = ("nttft_ms", "itl_ms")
-        for metric in metrics:
-            latencies = latency_at(users, predicted.prediction, metric, profiles)
-            for at, middle, interval in zip(fit, *latencies, strict=True):
-                assert interval is not None  # a pilot has draws
-                low, high = interval
-                answers[at] |= {metric: middle, f"{metric}_low": low, f"{metric}_high": high}
-        return answers
+        told = {
+            (limit.latency, limit.statistic): forecast_of(simulated, 0, limit, load)
+            for limit in (*everything, *limits)
+        }
+        limited = [told[limit.latency, limit.statistic] for limit in limits]
+        trust = trust_in(question, self.bundle.knowledge, offered)
+        return facts | {
+            "pods": 1,
+            "p_sla": float((capacity >= load).mean()),
+            "binding": None,
+            "trust": trust.level,
+            "trust_sentence": trust.sentence,
+            "reason": _why_infinite(limited, question),
+            **_latency_facts(limited),
+            "latencies": [
+                one.to_dict() if one in limited else {**one.to_dict(), "limit_ms": None, "kept": None}
+                for one in told.values()
+            ],
+        }
 
-    def _ranking(self, question: Question, predicted: _Predicted) -> Ranking:
-        if predicted.prediction is None:
-            options = tuple(Option(gpu, False, 0.0, reason=why) for gpu, why in predicted.unfit)
-            return Ranking(
-                options, None, f"{question.model.name} fits on none of the {len(options)} GPU profiles"
+    # --- from what is asked to a question -------------------------------------------------------------------
+
+    def _question(self, asked: Asked) -> tuple[Question, tuple[Hashable, ...], Hashable]:
+        """Return the question, what tells its services apart, and what tells apart what is sent."""
+        (workload,) = self._workloads.get([asked.sent], lambda _: [load_workload(asked.sent.node)])
+        engines = self._engines.get(
+            asked.engines, lambda places: [engines_of([asked.engines[at]], None)[0] for at in places]
+        )
+        question = question_of(
+            asked.model,
+            asked.named,
+            asked.demand,
+            asked_of(asked.demand, workload, asked.sent.name),
+            sla=asked.sla,
+            engines=engines,
+            precisions=list(asked.precisions),
+            profiles=self._profiles(asked),
+            choosing=asked.choosing,
+            prices=asked.prices.label,
+            cached_share=workload.cached_share,
+            seed=SEED,
+        )
+        models = {id(one.model): one.model for one in question.offered}
+        names = {at: _key_of(model) for at, model in models.items()}
+        keys = tuple(
+            (
+                one.engine.name,
+                workload.cached_share,
+                names[id(one.model)],
+                one.profile.name,
+                one.profile.count,
             )
-        return rank(predicted.prediction, question.need, question.risk, predicted.unfit)
+            for one in question.offered
+        )
+        demand = asked.demand
+        arrives = (
+            (demand.arrival, demand.burstiness if demand.arrival == "gamma" else 1.0)
+            if demand.users is None
+            else ("closed", demand.think_time_s)
+        )
+        return question, keys, (asked.sent, arrives)
 
-    def _trust(self, model: Model, ranking: Ranking, measured_on: tuple[str, ...]) -> str:
-        option = ranking.recommended or next((o for o in ranking.options if o.nttft_ms is not None), None)
-        if option is None:
-            return "high"  # that it does not fit is arithmetic
-        return judge_trust(model, option.profile, self.bundle.evidence, measured_on).level
-
-    def _predicted(self, model: Model) -> _Predicted:
-        """Return what is kept for the model; who asks for it at the same time waits for the first one."""
-        with self._lock:
-            found = self._kept.get(model)
-            first = found is None
-            if found is None:
-                found = self._kept[model] = Future()
-                while len(self._kept) > self._kept_models:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(model)
-        if first:
-            try:
-                with _blas().limit(limits=1, user_api="blas"):
-                    found.set_result(self._predict(model))
-            except BaseException as error:
-                with self._lock:
-                    self._kept.pop(model, None)
-                found.set_exception(error)
-        return found.result()
-
-    def _predict(self, model: Model) -> _Predicted:
-        bundle = self.bundle
-        fit, unfit = split_by_fit(model, bundle.profiles, bundle.heaviest_request_tokens)
-        own = bundle.measured(model)
-        measured_on: tuple[str, ...] = ()
-        if own is not None:
-            pairs = zip(own["count"], own["gpu"], strict=True)
-            measured_on = tuple(dict.fromkeys(f"{count} x {gpu}" for count, gpu in pairs))
-        if not fit:
-            return _Predicted(None, tuple(unfit), measured_on)
-        prediction = bundle.fitted.predict(model, fit, bundle.users, own)
-        return _Predicted(widen_unseen(prediction, bundle.evidence, measured_on), tuple(unfit), measured_on)
+    def _profiles(self, asked: Asked) -> list[Gpu]:
+        """Return the GPU profiles to choose from at the prices of the row: the pod's, or all with a price."""
+        gpus, prices = self.bundle.gpus, asked.prices
+        chosen = gpus if asked.gpus is None else asked.gpus
+        priced = {option: prices.of(option) for option in chosen}
+        profiles = [
+            gpus[option].model_copy(
+                update={"price_per_hour": of_type, "price_source": prices.label, "count": count}
+            )
+            for option, of_type in priced.items()
+            for count in ([asked.count] if asked.task == "predict" else of_type)
+        ]
+        if profiles:
+            return profiles
+        types = "any GPU type" if asked.gpus is None else ", ".join(asked.gpus)
+        raise ConfigError(
+            f"column prices: no price of {types} is known",
+            given=f"{prices.name} ({prices.label})",
+            cure='other gpus, another list of prices, or prices of your own: {"h100": {"1": 2.5}}',
+        )
 
 
 @cache
@@ -190,26 +194,43 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def _pick(prediction: Prediction, kept: list[int]) -> Prediction:
-    draws = prediction.draws
-    return replace(
-        prediction,
-        profiles=tuple(prediction.profiles[at] for at in kept),
-        nttft_ms=prediction.nttft_ms[kept],
-        itl_ms=prediction.itl_ms[kept],
-        failing=None if prediction.failing is None else prediction.failing[kept],
-        draws=None if draws is None else draws.of_profiles(kept),
-    )
+def _key_of(model: Model) -> str:
+    return hashlib.sha256(model.model_dump_json().encode()).hexdigest()
 
 
-def _plain(option: Option) -> Answer:
-    named = {"gpu": option.profile.name, "count": option.profile.count}
-    return named | {name: getattr(option, name) for name in FIELDS}
+# --- facts of an answer ----------------------------------------------------------------------------------
 
 
-def _why(ranking: Ranking, question: Question) -> str:
-    feasible = sum(option.feasible for option in ranking.options)
-    return (
-        f"the cheapest of {feasible} profiles that keep the SLA with a probability of "
-        f"{1 - question.risk:.0%} or more"
-    )
+def _asked_facts(asked: Asked, question: Question) -> Answer:
+    demand = asked.demand
+    return {
+        "model": question.model.name,
+        "workload": question.asked.name,
+        "requests_per_s": demand.requests_per_s,
+        "users": demand.users,
+        "think_time_s": demand.think_time_s if demand.users is not None else None,
+        "prices": question.prices,
+    }
+
+
+def _option_facts(best: Option | None) -> Answer:
+    if best is None:
+        return dict.fromkeys(CHOSEN)
+    facts = best.to_dict(HOURS_PER_MONTH)
+    return {name: facts[name] for name in CHOSEN} | _latency_facts(best.forecasts)
+
+
+def _latency_facts(forecasts: Sequence[Forecast]) -> Answer:
+    """Return what is expected under each limited latency's own name; of several limits, the strictest."""
+    facts: Answer = {}
+    for one in sorted(forecasts, key=lambda one: -one.limit.limit_ms):
+        said, name = one.to_dict(), one.limit.latency
+        low, high = said["interval_ms"] or (None, None)
+        facts |= {name: said["expected_ms"], f"{name}_low": low, f"{name}_high": high}
+    return facts
+
+
+def _why_infinite(limited: Sequence[Forecast], question: Question) -> str:
+    if all(isfinite(one.expected_ms) for one in limited):
+        return ""
+    return f"one pod does not keep up with {question.asked.load:g} {question.demand.unit}: requests pile up"

@@ -16,18 +16,21 @@ from typing import Any
 import llmpilot
 from llmpilot import catalog
 from llmpilot.config import Tracking
-from llmpilot.dataset import Dataset
+from llmpilot.dataset import Measurements
 from llmpilot.dataset.tracked import TAG_CONTENT_HASH, mlflow_input
-from llmpilot.errors import PilotError
-from llmpilot.serving.bundle import DATASET_FILE, Bundle, load_bundle
+from llmpilot.errors import ConfigError, PilotError
+from llmpilot.serving.bundle import ROWS_FILE, Rows, load_rows
 from llmpilot.serving.model import ARTIFACT
+from llmpilot.serving.rows import COLUMNS
 from llmpilot.serving.signature import input_example, signature
 from llmpilot.tracking import MAX_PARAM_LENGTH, Tracker
 from llmpilot.tracking_store import absolute_uri
 
 PREDICTOR = "predictor"
+ROWS = "rows"
+"""The folder of a run that holds what its model was fitted to."""
 CHALLENGER, CHAMPION = "challenger", "champion"
-TAG_SCORE = "llmpilot.grid_so_score"
+TAG_SCORE = "llmpilot.today_so_score"
 SCRIPT = Path(__file__).parent / "model_script.py"
 REQUIREMENTS = (
     "mlflow",
@@ -39,11 +42,11 @@ REQUIREMENTS = (
     "pydantic",
     "PyYAML",
     "rich",
-    "scikit-learn",
     "scipy",
     "threadpoolctl",
 )
-"""What answering needs beside XGBoost, whose package has another name on each platform."""
+"""What answering needs."""
+EXAMPLE = "llama_3_1_8b"
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,11 @@ class Champion:
 
 @dataclass(frozen=True)
 class Trained:
-    """A recommender on disk: the bundle's folder, and the evaluation's, as they go into the run."""
+    """A recommender on disk: the folders of the bundle, of the rows it was fitted to, and of its evaluation,
+    as they go into the run."""
 
     bundle: Path
+    rows: Path
     evaluation: Path
 
 
@@ -70,7 +75,7 @@ class Registry(Tracker):
         self._attempt(lambda: self._log(run_id, trained, facts, scores))
 
     def register(
-        self, name: str, run_id: str, trained: Trained, data: Dataset, tags: Mapping[str, str]
+        self, name: str, run_id: str, trained: Trained, data: Measurements, tags: Mapping[str, str]
     ) -> str | None:
         """Log the model, register it as challenger and return its version; the run is then finished."""
         return self._attempt(lambda: self._register(name, run_id, trained, data, tags))
@@ -79,9 +84,9 @@ class Registry(Tracker):
         """Return the champion of today; None where there is none."""
         return self._attempt(lambda: self._champion(name))
 
-    def bundle_of(self, name: str, version: str) -> Bundle | PilotError | None:
-        """Return what a version was made of, or why it cannot be read; None: MLflow failed."""
-        return self._attempt(lambda: self._bundle_of(name, version))
+    def rows_of(self, name: str, version: str) -> Rows | PilotError | None:
+        """Return what a version was fitted to, or why that cannot be read; None: MLflow failed."""
+        return self._attempt(lambda: self._rows_of(name, version))
 
     def add_score(self, name: str, version: str, terms: str, score: float) -> None:
         """Remember what a version scored on these terms."""
@@ -126,14 +131,14 @@ class Registry(Tracker):
         client.log_artifacts(run_id, str(trained.evaluation), "evaluation")
 
     def _register(
-        self, name: str, run_id: str, trained: Trained, data: Dataset, tags: Mapping[str, str]
+        self, name: str, run_id: str, trained: Trained, data: Measurements, tags: Mapping[str, str]
     ) -> str:
         import mlflow
 
         client = self._connect()
         with _quiet(), _spoken_to(self.tracking), mlflow.start_run(run_id=run_id):
-            client.log_artifact(run_id, str(trained.bundle / DATASET_FILE))
-            client.log_inputs(run_id, datasets=[mlflow_input(data, f"runs:/{run_id}/{DATASET_FILE}")])
+            client.log_artifacts(run_id, str(trained.rows), ROWS)
+            client.log_inputs(run_id, datasets=[mlflow_input(data, f"runs:/{run_id}/{ROWS}/{ROWS_FILE}")])
             info = mlflow.pyfunc.log_model(
                 name="recommender",
                 python_model=str(SCRIPT),
@@ -141,9 +146,9 @@ class Registry(Tracker):
                 code_paths=_code(),
                 pip_requirements=_requirements(),
                 signature=signature(),
-                input_example=input_example(next(iter(data.models.values())).name),
+                input_example=input_example(EXAMPLE),
                 registered_model_name=name,
-                metadata={TAG_CONTENT_HASH: data.content_hash},
+                metadata={TAG_CONTENT_HASH: data.content_hash, "columns": COLUMNS},
             )
         version = str(info.registered_model_version)
         for key, value in tags.items():
@@ -177,13 +182,17 @@ class Registry(Tracker):
         scores = {key.removeprefix(prefix): float(tags[key]) for key in tags if key.startswith(prefix)}
         return Champion(str(version), scores)
 
-    def _bundle_of(self, name: str, version: str) -> Bundle | PilotError:
+    def _rows_of(self, name: str, version: str) -> Rows | PilotError:
         import mlflow
 
+        run_id = self._connect().get_model_version(name, version).run_id
         with _spoken_to(self.tracking), tempfile.TemporaryDirectory(prefix="llmpilot-") as folder:
-            place = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=folder)
+            files = self._connect().list_artifacts(run_id, ROWS)
+            if not files:
+                return ConfigError(f"its run {run_id} does not hold what it was fitted to")
+            place = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=ROWS, dst_path=folder)
             try:
-                return load_bundle(Path(place) / "artifacts" / ARTIFACT)
+                return load_rows(Path(place))
             except PilotError as error:
                 return error
 
@@ -197,9 +206,7 @@ def _code() -> list[str]:
 
 def _requirements() -> list[str]:
     """Return the packages that answering needs, as they are installed here."""
-    installed = {found.name.lower(): found for found in metadata.distributions() if found.name}
-    names = [*REQUIREMENTS, *(name for name in ("xgboost-cpu", "xgboost") if name in installed)]
-    return [f"{name}=={metadata.version(name)}" for name in names]
+    return [f"{name}=={metadata.version(name)}" for name in REQUIREMENTS]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The task `recommend` as a user types it: fitted on the published measurements, conditioned on own runs."""
+"""The task `recommend` as a user types it: today's services by simulation, the paper's by its predictor."""
 
 import json
-import shutil
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,39 +11,24 @@ import yaml
 from conftest import Run
 from hf_configs import TINY_LLAMA
 
-from llmpilot import catalog
-from llmpilot.dataset import published
-from llmpilot.recommendation.api import SEED, WORKLOAD, _predictor
-from llmpilot.recommendation.learn import FOLDER, learn
-from llmpilot.serving.recommender import FIELDS
+from llmpilot import recommend as recommend_function
 
-# The default predictor with few trees: what is tested here is not how good it is.
-LIGHT = {"views": [["closed_form"]], "trees": 20, "fold_trees": 5}
-OVERRIDES = tuple(
-    f"predictor.{key}={value}".replace("'", "").replace(" ", "") for key, value in LIGHT.items()
+FEW = "catalog=[h100,l40s,l4]"
+HEADLINE = ("task=recommend", "+model=llama_3_1_8b", "requests_per_s=20", "workload=azure_conv")
+PROMISE = ("sla.ttft_ms=1000", "sla.itl_ms=50", "sla.percentile=95")
+LIGHT = ("predictor.views=[[closed_form]]", "predictor.trees=20", "predictor.fold_trees=5")
+PAPER = ("task=recommend", "engine=tgis", "sla=default", "workload=paper", "prices=paper", *LIGHT)
+FIELDS = (
+    "gpu count engine precision pods gpus cost_per_hour cost_per_month cost_per_million_output_tokens "
+    "users_per_pod requests_per_s_per_pod capacity_per_pod capacity_per_pod_interval output_tokens_per_s "
+    "p_sla latencies binding feasible reason"
 )
-HEADLINE = ("task=recommend", "+model=llama_3_1_8b", "users=500", "sla.itl_ms=40", *OVERRIDES)
-ROW = (
-    "gpu count pods cost_per_hour users_per_pod p_sla nttft_ms itl_ms nttft_ms_interval itl_ms_interval "
-    "users_max feasible reason"
-)
-"""The fields of a ranked profile: others read them by these names, here and from the served model."""
-
-
-@pytest.fixture(scope="session")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the predictor, fitted on the published measurements: it takes seconds."""
-    folder = tmp_path_factory.mktemp("predictors")
-    model = catalog.models(["llama_3_1_8b"])["llama_3_1_8b"]
-    light = _predictor("pilot").model_copy(update=LIGHT)
-    learn(published(), model, light, workload=WORKLOAD, seed=SEED, folder=folder)
-    return folder
+"""The fields of a ranked service: others read them by these names, here and from the served model."""
 
 
 @pytest.fixture
-def recommend(run: Run, fitted: Path, workdir: Path) -> Callable[..., dict[str, Any]]:
-    """Run the task where the predictor was fitted before, and return its result."""
-    shutil.copytree(fitted, workdir / FOLDER)
+def recommend(run: Run, workdir: Path) -> Callable[..., dict[str, Any]]:
+    """Run the task and return its result."""
 
     def ask(*arguments: str) -> dict[str, Any]:
         ran = run(*arguments, "result_file=r.json")
@@ -54,132 +39,227 @@ def recommend(run: Run, fitted: Path, workdir: Path) -> Callable[..., dict[str, 
     return ask
 
 
+def of_profile(result: dict[str, Any], gpu: str, count: int) -> dict[str, Any]:
+    (row,) = [row for row in result["ranking"] if (row["gpu"], row["count"]) == (gpu, count)]
+    return dict(row)
+
+
 def test_the_headline(recommend: Callable[..., dict[str, Any]]) -> None:
-    result = recommend(*HEADLINE)
-    ranking = result["ranking"]
-    assert len(ranking) == len(catalog.gpu_profiles())
-    assert all(set(row) == set(ROW.split()) for row in ranking)
-    assert set(ROW.split()) == {"gpu", "count", *FIELDS}
-    assert (result["model"], result["users"], result["sla"]["itl_ms"]) == ("llama_3_1_8b", 500, 40)
-    best = result["recommended"]
+    result = recommend(*HEADLINE, *PROMISE)
+    best, ranking = result["recommended"], result["ranking"]
     assert best == ranking[0]
-    assert best["p_sla"] >= 0.9
-    assert best["pods"] * best["users_per_pod"] >= 500
-    low, high = best["itl_ms_interval"]
-    assert low <= best["itl_ms"] <= high
+    assert all(set(FIELDS.split()) <= set(row) for row in ranking)
+    assert (result["model"], result["requests_per_s"], result["users"]) == ("llama_3_1_8b", 20, None)
+    assert [(one["latency"], one["statistic"], one["limit_ms"]) for one in result["limits"]] == [
+        ("ttft_ms", "p95", 1000),
+        ("itl_ms", "p95", 50),
+    ]
+    assert result["workload"]["name"] == "azure_conv"
+    assert result["workload"]["input_tokens_mean"] == pytest.approx(1155, rel=0.02)
+    assert best["pods"] * best["requests_per_s_per_pod"] == pytest.approx(20)
+    assert best["cost_per_month"] == pytest.approx(730 * best["cost_per_hour"])
+    tokens_per_hour = 20 * result["workload"]["output_tokens_mean"] * 3600
+    assert best["cost_per_million_output_tokens"] == pytest.approx(
+        best["cost_per_hour"] / tokens_per_hour * 1e6, rel=1e-3
+    )
+    for one in best["latencies"]:
+        low, high = one["interval_ms"]
+        assert low <= one["expected_ms"] <= high
+        assert one["expected_ms"] <= one["limit_ms"]
     feasible = [row for row in ranking if row["feasible"]]
     assert ranking[: len(feasible)] == feasible
-    assert best["cost_per_hour"] == min(row["cost_per_hour"] for row in feasible)
-    reasons = {(row["gpu"], row["count"]): row["reason"] for row in ranking}
-    assert reasons["T4", 1].startswith("does not fit: ")
     assert all(row["reason"] for row in ranking[1:])
+    assert result["rule"]["name"]
     assert result["trust"]["level"] in ("high", "medium", "low")
-    assert any("llama_7b" in reason for reason in result["trust"]["reasons"])
-    assert not any("P(SLA) is of latencies alone" in reason for reason in result["trust"]["reasons"])
-    without = recommend(*HEADLINE, "sla.max_failure_rate=1")["trust"]["reasons"]
-    assert not any("latencies alone" in reason for reason in without)
-    following = result["next_measurement"]
-    assert set(following) == {"gpu", "count", "gain", "cost", "reason"}
-    assert following["gpu"] is None or following["gain"] * 720 > following["cost"] > 0
-    assert "vllm serve meta-llama/Llama-3.1-8B-Instruct" in result["printed"]
-    assert f"--tensor-parallel-size {best['count']}" in result["serve"]
-    for gpu in catalog.gpu_profiles():
-        assert f" {gpu.label} " in result["printed"]
-
-    bold = recommend(*HEADLINE, "risk=0.4")["recommended"]
-    assert bold["cost_per_hour"] <= best["cost_per_hour"]
+    assert any(character.isdigit() for character in result["trust"]["sentence"])
+    argv = shlex.split(result["serve"])
+    assert argv[:2] == ["vllm", "serve"]
+    assert argv[argv.index("--tensor-parallel-size") + 1] == str(best["count"])
+    assert "--max-num-seqs" in argv
+    assert "--max-num-batched-tokens" in argv
+    assert result["prices"] in result["printed"] or result["prices"].split(",")[0] in result["printed"]
 
 
-def test_any_hugging_face_model_and_the_manifest(recommend: Callable[..., dict[str, Any]]) -> None:
-    Path("config.json").write_text(json.dumps(TINY_LLAMA))
-    asked = ("task=recommend", *OVERRIDES, "+model=hf", "model.config=config.json", "model.name=mine")
-    asked = (*asked, "catalog=[a100,h100]", "users=50")
-    unknown = recommend(*asked)
-    assert unknown["serve"] is None
-    assert "no vllm serve line: where vLLM would find this model is not known" in unknown["printed"]
-    result = recommend(*asked, "model.hf_id=acme/mine", "manifest=deploy/m.yaml", "pod.cpu=2")
-    assert "vllm serve acme/mine " in result["serve"]
-    assert result["model"] == "mine"
-    assert {row["gpu"] for row in result["ranking"]} == {"A100-40GB", "H100"}
-    deployment, _, claim = yaml.safe_load_all(Path("deploy/m.yaml").read_text())
-    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+def test_a_profile_says_the_same_whichever_others_are_asked(recommend: Callable[..., dict[str, Any]]) -> None:
+    few, more = recommend(*HEADLINE, "catalog=h100"), recommend(*HEADLINE, "catalog=[l4,h100,b200]")
+    for count in (1, 2, 4, 8):
+        alone, among = of_profile(few, "H100", count), of_profile(more, "H100", count)
+        for row in (alone, among):
+            row.pop("reason")
+        assert alone == among
+    assert more["recommended"]["cost_per_hour"] <= few["recommended"]["cost_per_hour"]
+
+
+def test_what_must_hold_of_prices(recommend: Callable[..., dict[str, Any]]) -> None:
+    base = (*HEADLINE, FEW, "risk=0.1")
+
+    def cost(*arguments: str) -> float:
+        best = recommend(*base, *arguments)["recommended"]
+        return float("inf") if best is None else float(best["cost_per_hour"])
+
+    costs = [cost(f"requests_per_s={rate}") for rate in (1, 5, 20, 45, 100)]
+    assert costs == sorted(costs)
+    costs = [cost(f"sla.itl_ms={limit}") for limit in (15, 25, 50, 100)]
+    assert costs == sorted(costs, reverse=True)
+    Path("cheaper.csv").write_text("gpu,count,price_per_hour\nh100,1,2.5\nl4,1,0.8\n")
+    dear = cost("prices=cheaper.csv")
+    Path("cheaper.csv").write_text("gpu,count,price_per_hour\nh100,1,2.0\nl4,1,0.8\n")
+    assert cost("prices=cheaper.csv") <= dear
+
+
+def test_newer_and_more_gpus_take_more(recommend: Callable[..., dict[str, Any]]) -> None:
+    result = recommend(*HEADLINE, "catalog=[a100_80gb,h100,h200,b200]")
+    taken = {
+        (gpu, count): of_profile(result, gpu, count)["capacity_per_pod"]
+        for gpu in ("A100-80GB", "H100", "H200", "B200")
+        for count in (1, 2, 4, 8)
+    }
+    for count in (1, 2, 4, 8):
+        generations = [taken[gpu, count] for gpu in ("A100-80GB", "H100", "H200", "B200")]
+        assert generations == sorted(generations)
+    for gpu in ("A100-80GB", "H100", "H200", "B200"):
+        counts = [taken[gpu, count] for count in (1, 2, 4, 8)]
+        assert counts == sorted(counts)
+
+
+def test_fp8_is_no_slower_and_the_answer_says_what_it_wins(recommend: Callable[..., dict[str, Any]]) -> None:
+    result = recommend(*HEADLINE, "catalog=[h100]", "precision=[bf16,fp8]")
+    by = {(row["count"], row["precision"]): row for row in result["ranking"]}
+    for count in (1, 2, 4, 8):
+        assert by[count, "fp8"]["capacity_per_pod"] >= by[count, "bf16"]["capacity_per_pod"]
+    if result["recommended"]["precision"] == "fp8":
+        assert "--quantization fp8" in result["serve"]
+
+
+def test_users_who_think_need_less(recommend: Callable[..., dict[str, Any]]) -> None:
+    asked = ("task=recommend", "+model=llama_3_1_8b", "users=500", FEW)
+    busy, reading = recommend(*asked), recommend(*asked, "think_time_s=20")
+    assert busy["recommended"]["cost_per_hour"] > reading["recommended"]["cost_per_hour"]
+    assert any("500 requests are in flight" in note for note in busy["notes"])
+    best = reading["recommended"]
+    assert best["pods"] * best["users_per_pod"] == pytest.approx(500)
+
+
+def test_lengths_and_cached_prefixes(recommend: Callable[..., dict[str, Any]]) -> None:
+    asked = ("task=recommend", "+model=llama_3_1_8b", "requests_per_s=20", FEW, "workload=fixed")
+    asked = (*asked, "workload.input_tokens=4000", "workload.output_tokens=300")
+    plain, cached = recommend(*asked), recommend(*asked, "workload.cached_share=0.8")
+    assert plain["workload"]["input_tokens_mean"] == 4000
+    h100 = [of_profile(one, "H100", 1)["capacity_per_pod"] for one in (plain, cached)]
+    assert h100[1] > 1.3 * h100[0]
+
+
+def test_a_trace_is_replayed(recommend: Callable[..., dict[str, Any]]) -> None:
+    rows = [f"{0.1 * at:.2f},{200 + at % 50},{20 + at % 30}" for at in range(600)]
+    Path("t.csv").write_text("\n".join(["timestamp,input_tokens,output_tokens", *rows]) + "\n")
+    result = recommend("task=recommend", "+model=llama_3_1_8b", "trace.path=t.csv", FEW)
+    assert result["requests_per_s"] == pytest.approx(10, rel=0.01)
+    assert result["arrival"] == "trace"
+    assert result["recommended"]["pods"] >= 1
+
+
+def test_what_if_page_plot_and_manifest(recommend: Callable[..., dict[str, Any]]) -> None:
+    files = ("page=out/answer.html", "plot=out/price.png", "manifest=out/m.yaml", "pod.cpu=2")
+    result = recommend(*HEADLINE, FEW, "what_if=true", *files)
+    load, *limits = result["what_if"]
+    assert load["figure"] == "requests/s"
+    assert len(limits) == 2
+    (asked,) = [point for point in load["points"] if point["value"] == 20]
+    assert asked["cost_per_hour"] == result["recommended"]["cost_per_hour"]
+    assert "<html" in Path("out/answer.html").read_text()
+    assert Path("out/price.png").read_bytes().startswith(b"\x89PNG")
+    documents = list(yaml.safe_load_all(Path("out/m.yaml").read_text()))
+    (deployment,) = [one for one in documents if one["kind"] == "Deployment"]
     assert deployment["spec"]["replicas"] == result["recommended"]["pods"]
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": str(result["recommended"]["count"])}
-    assert container["resources"]["requests"]["cpu"] == "2"
-    assert result["manifest"] == "deploy/m.yaml"
+    assert "--max-num-seqs" in " ".join([*container.get("command", []), *container.get("args", [])])
+    assert result["manifest"] == "out/m.yaml"
 
 
-def test_own_prices_decide(recommend: Callable[..., dict[str, Any]]) -> None:
-    Path("prices.csv").write_text("gpu,count,price_per_hour\nh100,4,0.01\nl4,1,9\n")
-    result = recommend(*HEADLINE, "prices=prices.csv")
-    best = result["recommended"]
-    assert (best["gpu"], best["count"]) == ("H100", 4)
-    assert best["cost_per_hour"] == pytest.approx(0.01 * best["pods"])
-    assert {(row["gpu"], row["count"]) for row in result["ranking"]} == {("H100", 4), ("L4", 1)}
-    assert "prices: prices.csv, as given" in result["printed"]
-    rented = recommend(*HEADLINE, "prices=runpod")
-    assert rented["prices"]["provider"] == "RunPod secure cloud"
-    assert rented["prices"]["date"] == "2026"
-    assert {row["gpu"] for row in rented["ranking"]} >= {"MI300X", "RTX-4090"}
+def test_any_hugging_face_model(recommend: Callable[..., dict[str, Any]]) -> None:
+    Path("config.json").write_text(json.dumps(TINY_LLAMA))
+    asked = ("task=recommend", "+model=hf", "model.config=config.json", "model.name=mine", FEW)
+    asked = (*asked, "requests_per_s=5", "workload=fixed", "workload.input_tokens=200")
+    asked = (*asked, "workload.output_tokens=50")
+    unknown = recommend(*asked)
+    assert unknown["serve"] is None
+    assert "where vLLM would find this model is not known" in unknown["printed"].replace("\n", " ")
+    assert "vllm serve acme/mine " in recommend(*asked, "model.hf_id=acme/mine")["serve"]
 
 
 def test_where_nothing_will_do_the_answer_says_so(recommend: Callable[..., dict[str, Any]]) -> None:
-    result = recommend(*HEADLINE, "sla.itl_ms=0.01", "manifest=m.yaml")
+    result = recommend(*HEADLINE, FEW, "sla.itl_ms=0.01", "manifest=m.yaml")
     assert result["recommended"] is None
     assert "nearest comes" in result["reason"]
     assert result["serve"] is None
     assert not any(row["feasible"] for row in result["ranking"])
     assert not Path("m.yaml").exists()
-    tiny = recommend("task=recommend", *OVERRIDES, "+model=deepseek_v3", "catalog=t4")
-    assert tiny["recommended"] is None
-    assert "fits on none of the 4 GPU profiles" in tiny["reason"]
+    large = recommend("task=recommend", "+model=deepseek_v3", "requests_per_s=1", "catalog=l4")
+    assert large["recommended"] is None
+    assert "fits on none" in large["reason"]
+    assert "GB weights" in large["ranking"][0]["reason"]
+    Path("config.json").write_text(json.dumps(TINY_LLAMA))
+    short = ("+model=hf", "model.config=config.json", "requests_per_s=5", "catalog=h100")
+    long = recommend("task=recommend", *short)  # of 2,048 positions
+    assert "requests are longer than it can serve" in long["ranking"][0]["reason"]
+    capped = recommend(*HEADLINE, FEW, "requests_per_s=5000", "max_gpus=1")
+    assert capped["recommended"] is None
+    assert any("max_gpus=1" in row["reason"] for row in capped["ranking"])
 
 
-def test_runs_of_this_model_condition_the_prediction(
-    recommend: Callable[..., dict[str, Any]], run: Run, workdir: Path
+def test_characterize_says_the_same_of_the_same_service(
+    recommend: Callable[..., dict[str, Any]], run: Run
 ) -> None:
-    """A real run of the tracking store, with the tags that a started server's run would carry."""
-    from mlflow import MlflowClient
-
-    levels = ("load.users=[1,16]", "load.duration_s=30", "load.warmup_s=2")
-    ran = run("+gpu=h100", "+model=llama_3_1_8b", *levels, "result_file=run.json")
+    answer = recommend(*HEADLINE, *PROMISE, "catalog=[h100]", "gpus_per_pod=1")
+    best = answer["recommended"]
+    rate = best["requests_per_s_per_pod"]
+    load = ("load=poisson", f"load.rates_per_s=[{rate:.3f}]", "load.duration_s=400", "load.warmup_s=60")
+    asked = ("+gpu=h100", "+model=llama_3_1_8b", "workload=azure_conv", "engine=vllm", "tuner=none", *load)
+    ran = run(*asked, "result_file=c.json")
     assert ran.code == 0, ran.err
-    measured = json.loads(Path("run.json").read_text())
-    before = recommend(*HEADLINE)
-    assert before["measured"] == {"rows": 0, "profiles": []}
+    (level,) = json.loads(Path("c.json").read_text())["levels"]
+    for one in best["latencies"]:
+        simulated = level[one["latency"]][one["statistic"]]
+        assert one["expected_ms"] == pytest.approx(simulated, rel=0.15)
 
-    client = MlflowClient(f"sqlite:///{workdir}/mlflow.db")
-    client.set_tag(measured["run_id"], "llmpilot.measurement", "measured")
-    client.set_tag(measured["run_id"], "llmpilot.hardware", "1 x NVIDIA H100 80GB HBM3")
-    after = recommend(*HEADLINE)
-    assert after["measured"] == {"rows": 2, "profiles": ["1 x H100"]}
-    assert "conditioned on 2 rows measured of this model, on 1 x H100" in after["printed"]
-    assert after["next_measurement"]["gpu"] != "H100" or after["next_measurement"]["count"] != 1
-    assert recommend(*HEADLINE, "runs=false")["ranking"] == before["ranking"]
 
-    def spread(result: dict[str, Any]) -> float:
-        (row,) = [row for row in result["ranking"] if (row["gpu"], row["count"]) == ("H100", 1)]
-        low, high = row["itl_ms_interval"]
-        return float(high / low)
+def test_the_notebook_says_the_same(recommend: Callable[..., dict[str, Any]]) -> None:
+    result = recommend(*HEADLINE, "catalog=[h100]")
+    frame = recommend_function("llama_3_1_8b", 20, gpus=["h100"], runs=False)
+    assert frame.iloc[0]["cost_per_hour"] == result["recommended"]["cost_per_hour"]
+    assert frame.attrs["recommended"] == result["recommended"]
 
-    assert spread(after) < spread(before)
+
+def test_the_papers_question(recommend: Callable[..., dict[str, Any]]) -> None:
+    result = recommend(*PAPER, "+model=llama_3_1_8b", "users=500", "sla.itl_ms=40")
+    best = result["recommended"]
+    assert best["engine"] == "tgis"
+    assert best["pods"] * best["users_per_pod"] >= 500
+    assert {one["latency"] for one in best["latencies"]} == {"nttft_ms", "itl_ms"}
+    assert any("123 tokens in" in note for note in result["notes"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("requests_per_s=null",), "the load to carry is not given"),
+        (("users=5",), "the load is given more than once"),
+        (("think_time_s=5",), "think_time_s is of users"),
+        (("requests_per_s=-1",), "recommend.requests_per_s is not possible"),
         (("catalog=[a100,h1000]",), "did you mean 'h100'"),
-        (("sla=interactive",), "sla.percentile=95"),
-        (("sla.e2e_ms=5000",), "sla.e2e_ms=5000"),
-        (("workload=azure_code",), "no other model was measured under this workload"),
-        (("users=0",), "recommend.users is not possible"),
+        (("engines=[vlm]",), "did you mean 'vllm'"),
+        (("engine=llamacpp",), "are not simulated from operators"),
+        (("engine=tgis",), "the paper's measurements are of users"),
+        (("precision=[fp9]",), "did you mean 'fp8'"),
         (("risk=1",), "recommend.risk is not possible"),
-        (("prices=absent.csv",), "the prices cannot be read"),
-        (("dataset=absent.parquet",), "no such data set"),
-        (("+model.n_encoder_layers=12", "manifest=m.yaml"), "vLLM does not serve encoder-decoder models"),
+        (("max_gpus=0",), "recommend.max_gpus is not possible"),
+        (("prices=absent.csv",), "prices"),
+        (("sla.ttft_ms=null", "sla.itl_ms=null"), "the SLA has no limit"),
+        (("sla.ttft_ms.p97=100",), "p97"),
         (("manifest=.",), "manifest cannot be written"),
         (("pod.memory=lots",), "pod.memory"),
+        (("trace.path=absent.csv", "requests_per_s=null"), "absent.csv"),
     ],
 )
 def test_impossible_questions_are_refused(run: Run, arguments: tuple[str, ...], message: str) -> None:
@@ -190,7 +270,7 @@ def test_impossible_questions_are_refused(run: Run, arguments: tuple[str, ...], 
 
 
 def test_an_unreachable_store_is_told(run: Run) -> None:
-    ran = run(*HEADLINE, "tracking.uri=http://127.0.0.1:9")
+    ran = run(*HEADLINE, FEW, "tracking.uri=http://127.0.0.1:9")
     assert ran.code == 1
     assert "runs=false does without your runs" in ran.err
 

@@ -18,28 +18,31 @@ import pytest
 from conftest import Ran, Run
 from tracked import interrupted_when, runs, two_workers
 
-from llmpilot.dataset import published, save
+from llmpilot import catalog
+from llmpilot.dataset import Measurements, save_measurements, shipped_measurements
+from llmpilot.serving.bundle import Rows
+from llmpilot.tasks.train_exam import Exam
 
 NAME = "llm-pilot-recommender"
-TRAIN = (
-    "task=train",
-    "dataset=small.parquet",
-    "evaluate.seeds=1",
-    "evaluate.workers=1",
-    "predictor.views=[[closed_form]]",
-    "predictor.trees=10",
-    "predictor.fold_trees=5",
-    "predictor.draws=100",
-    "result_file=r.json",
-)
-QUESTION = {"model": "llama_3_1_8b", "users": 500, "nttft_ms": 100, "itl_ms": 40}
+TRAIN = ("task=train", "dataset=small.parquet", "workers=1", "result_file=r.json")
+QUESTION = {"model": "llama_3_1_8b", "requests_per_s": 20, "ttft_ms": 1000, "itl_ms": 50}
+LLMS = ("Qwen/Qwen3-32B", "Qwen/Qwen3-235B-A22B-FP8", "meta-llama/Llama-3.1-8B-Instruct")
+FEW = "catalog=[h100,l4]"
+"""GPU types of which a recommender is asked here: so few are simulated soon."""
+
+
+def rows_of(*models: str) -> Measurements:
+    """Return the levels of a few LLMs under one pair of lengths."""
+    shipped = shipped_measurements()
+    table = shipped.table
+    alike = table["input_tokens"].isin([512, 1024]) & (table["output_tokens"] == 128)
+    return shipped.select(alike & table["model"].isin(models) & shipped.closed_loop_today())
 
 
 @pytest.fixture
 def small(workdir: Path) -> Path:
-    """Three LLMs: as few as can be left out one at a time."""
-    data = published()
-    save(data.select(data.table["model"].isin(["starcoder", "llama_13b", "llama_7b"])), Path("small.parquet"))
+    """Three LLMs, each under few loads."""
+    save_measurements(rows_of(*LLMS), Path("small.parquet"))
     return workdir
 
 
@@ -56,28 +59,35 @@ def result(ran: Ran) -> dict[str, Any]:
     return found
 
 
+def score_tags(client: Any, version: str) -> dict[str, float]:
+    tags = client.get_model_version(NAME, version).tags
+    return {key: float(tags[key]) for key in tags if key.startswith("llmpilot.today_so_score.")}
+
+
 def test_the_first_becomes_champion_and_an_equal_one_does_not(small: Path, client: Any, run: Run) -> None:
+    number = len(rows_of(*LLMS))
     ran = run(*TRAIN)
     first = result(ran)
-    assert "learning from 208 rows (208 published) of 3 LLMs" in ran.out
+    assert f"learning from {number} rows ({number} published) of 3 LLMs" in ran.out
+    assert "fitting the factors" in ran.err
+    assert "judging" in ran.err
     assert first["version"] == "1"
     assert first["aliases"] == ["challenger", "champion"]
     assert first["champion_moved"]
-    assert first["dataset"]["by_measurement"] == {"published": 208}
+    assert first["dataset"]["by_measurement"] == {"published": number}
     assert not (small / ".llmpilot" / "trained").exists()
 
     found = client.get_run(first["run_id"])
     assert found.info.status == "FINISHED"
     assert client.get_experiment(found.info.experiment_id).name == "llm-pilot/predictor"
-    assert found.data.metrics["grid.so_score"] == first["scores"]["grid"]["so_score"]
-    assert {"paper.success_rate", "with_failures.grid.overspend", "mape.itl", "grid.efficiency"} <= set(
-        found.data.metrics
-    )
-    assert found.data.params["predictor.trees"] == "10"
+    assert found.data.metrics["tpot_ttft.so_score"] == first["scores"]["tpot_ttft"]["so_score"]
+    assert {"tpot.kept", "tpot_ttft.overspend", "errors.tpot"} <= set(found.data.metrics)
+    assert found.data.params["rule.name"] == first["rule"]["name"]
     (used,) = found.inputs.dataset_inputs
     assert first["dataset"]["content_hash"].startswith(used.dataset.digest)
     files = {file.path for file in client.list_artifacts(first["run_id"], "evaluation")}
-    assert {"evaluation/predictions.png", "evaluation/by_model.png", "evaluation/predictions.csv"} <= files
+    names = ("predictions.png", "by_model.png", "predictions.csv", "recommendations.csv", "scores.json")
+    assert files == {f"evaluation/{name}" for name in names}
 
     again = result(run(*TRAIN))
     assert (again["version"], again["aliases"], again["champion_moved"]) == ("2", ["challenger"], False)
@@ -86,40 +96,78 @@ def test_the_first_becomes_champion_and_an_equal_one_does_not(small: Path, clien
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
-def test_a_champion_of_other_data_is_scored_again_on_these(small: Path, client: Any, run: Run) -> None:
-    result(run(*TRAIN, "predictor.trees=1", "predictor.fold_trees=1"))
-    data = published()
-    four = ["starcoder", "llama_13b", "llama_7b", "flan_t5_xl"]
-    save(data.select(data.table["model"].isin(four)), Path("small.parquet"))
+def test_scores_are_those_of_evaluate_on_today(small: Path, run: Run) -> None:
+    evaluated = result(
+        run(
+            *("task=evaluate", "on=today", "today.measurements=small.parquet", "evaluate.workers=1"),
+            *("today.settings.risks=[]", "today.settings.margins=[]", "result_file=r.json"),
+        )
+    )
+    exam = Exam(Rows(rows_of(*LLMS), {}), catalog.price_list(), workers=1)
+    scores = exam.judged(Rows(shipped_measurements(), {}), lambda text: None).scores
+    for kind in ("tpot", "tpot_ttft"):
+        assert scores[kind] == evaluated[kind]
+    assert scores["rule"] == evaluated["rule"]
+
+
+def test_a_champion_of_other_rows_is_scored_again_on_these(small: Path, client: Any, run: Run) -> None:
+    save_measurements(rows_of(*LLMS[:2]), Path("small.parquet"))
+    result(run(*TRAIN))
+    save_measurements(rows_of(*LLMS), Path("small.parquet"))
     ran = run(*TRAIN)
     second = result(ran)
     assert "was scored on other data or settings" in ran.out
     assert "same data and settings" in second["why"]
-    tags = client.get_model_version(NAME, "1").tags
-    scores = {key: float(value) for key, value in tags.items() if key.startswith("llmpilot.grid_so_score.")}
-    mine = {
-        key: float(value)
-        for key, value in client.get_model_version(NAME, "2").tags.items()
-        if key.startswith("llmpilot.grid_so_score.")
-    }
-    assert len(scores) == 2
+    theirs, mine = score_tags(client, "1"), score_tags(client, "2")
+    assert len(theirs) == 2
     (terms,) = mine
-    assert second["champion_moved"] == (mine[terms] > scores[terms])
+    assert mine[terms] == second["scores"]["tpot_ttft"]["so_score"]
+    assert second["champion_moved"] == (mine[terms] > theirs[terms])
     champion = str(client.get_model_version_by_alias(NAME, "champion").version)
     assert champion == ("2" if second["champion_moved"] else "1")
 
 
+def test_a_champion_whose_rows_are_gone_stays_and_it_is_said(small: Path, client: Any, run: Run) -> None:
+    first = result(run(*TRAIN))
+    (folder,) = (file.parent for file in small.rglob("models.json") if file.parent.name == "rows")
+    assert first["run_id"] in str(folder)
+    shutil.rmtree(folder)
+    save_measurements(rows_of(*LLMS[:2]), Path("small.parquet"))
+    second = result(run(*TRAIN))
+    assert not second["champion_moved"]
+    assert "champion version 1 cannot be compared: its run" in second["why"]
+    assert str(client.get_model_version_by_alias(NAME, "champion").version) == "1"
+
+
+def test_rows_of_a_file_are_learned_from_beside(small: Path, run: Run) -> None:
+    save_measurements(rows_of(*LLMS[:2]), Path("small.parquet"))
+    save_measurements(rows_of(LLMS[2]), Path("more.parquet"))
+    found = result(run(*TRAIN, "measurements=more.parquet"))
+    assert found["dataset"]["rows"] == len(rows_of(*LLMS))
+    assert found["dataset"]["models"] == 3
+
+
 def test_simulated_rows_train_nothing_unless_asked(workdir: Path, run: Run) -> None:
-    data = published()
-    few = data.select(data.table["model"].isin(["starcoder", "llama_13b", "llama_7b"]))
-    table = few.table.copy()
-    table.loc[table["model"] == "llama_7b", "measurement"] = "simulated"
-    save(type(few)(table, few.models, few.gpus), Path("small.parquet"))
+    rows = rows_of(*LLMS)
+    table = rows.table.copy()
+    table.loc[table["model"] == LLMS[2], "measurement"] = "simulated"
+    save_measurements(Measurements(table, rows.extra), Path("small.parquet"))
     ran = run(*TRAIN)
-    assert ran.code == 2  # two LLMs are too few
+    assert result(ran)["dataset"]["by_measurement"] == {"published": len(rows_of(*LLMS[:2]))}
     assert "simulated rows; simulated=true takes them" in ran.err
     found = result(run(*TRAIN, "simulated=true"))
     assert set(found["dataset"]["by_measurement"]) == {"published", "simulated"}
+
+
+def test_rows_that_judge_nothing_are_refused(workdir: Path, run: Run) -> None:
+    rows = rows_of(LLMS[0])
+    table = rows.table.copy()
+    for name in [name for name in table.columns if name.startswith("ttft")]:
+        table[name] = None
+    save_measurements(Measurements(table, rows.extra), Path("small.parquet"))
+    ran = run(*TRAIN)
+    assert ran.code == 2
+    assert "recommendations cannot be judged" in ran.err
 
 
 def test_nothing_is_lost_without_mlflow_and_the_same_command_goes_on(small: Path, run: Run) -> None:
@@ -130,6 +178,7 @@ def test_nothing_is_lost_without_mlflow_and_the_same_command_goes_on(small: Path
     kept = Path(json.loads(Path("r.json").read_text())["folder"])
     assert str(kept) in ran.err
     assert (kept / "bundle" / "bundle.json").is_file()
+    assert (kept / "rows" / "measurements.parquet").is_file()
     ran = run(*TRAIN, "runs=false")
     assert "where an earlier try kept it" in ran.out
     assert result(ran)["champion_moved"]
@@ -137,8 +186,7 @@ def test_nothing_is_lost_without_mlflow_and_the_same_command_goes_on(small: Path
 
 
 def test_ctrl_c_in_the_middle_leaves_a_killed_run_and_no_version(small: Path, client: Any) -> None:
-    few = [argument for argument in TRAIN if not argument.startswith(("evaluate.", "result_file"))]
-    _, err = interrupted_when(two_workers, *few, "evaluate.seeds=500", "evaluate.workers=2")
+    _, err = interrupted_when(two_workers, "task=train", "workers=2")
     assert err.splitlines()[-1] == "interrupted: nothing was registered"
     assert [one.info.status for one in runs("predictor")] == ["KILLED"]
     assert not client.search_model_versions()
@@ -164,7 +212,7 @@ def test_an_interrupted_registration_is_taken_back(small: Path, client: Any, run
     for moment in ("create_model_version", "set_model_version_tag", "set_registered_model_alias"):
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(SqlAlchemyStore, moment, _then_ctrl_c(getattr(SqlAlchemyStore, moment)))
-            ran = run(*TRAIN, "predictor.trees=11")
+            ran = run(*TRAIN, FEW)
         assert ran.code == 130, moment
         assert "Traceback" not in ran.err
         assert "the same command registers it" in ran.err.splitlines()[-1]
@@ -175,7 +223,7 @@ def test_an_interrupted_registration_is_taken_back(small: Path, client: Any, run
         assert killed.info.status == "KILLED"
         assert len(client.search_logged_models([killed.info.experiment_id])) == 1
 
-    ran = run(*TRAIN, "predictor.trees=11")
+    ran = run(*TRAIN, FEW)
     assert "where an earlier try kept it" in ran.out
     assert "challenger" in result(ran)["aliases"]
 
@@ -183,17 +231,17 @@ def test_an_interrupted_registration_is_taken_back(small: Path, client: Any, run
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("predictor=paris", "only the pilot predictor can be registered"),
-        ("evaluate.seeds=0", "evaluate.seeds"),
+        ("workers=0", "workers"),
         ("model_name=a/b", "model_name"),
-        ("dataset=nowhere.parquet", "there is no such data set"),
+        ("dataset=nowhere.parquet", "there is no such file"),
+        ("measurements=nowhere.csv", "there is no such file"),
         ("catalog=[a1000]", "there is no gpu 'a1000'"),
-        ("sla.percentile=95", "medians"),
+        ("prices=amazon", "there is no price list 'amazon'"),
+        ("predictor=pilot", "predictor"),
     ],
 )
 def test_wrong_usage_is_told_before_the_work(small: Path, run: Run, argument: str, said: str) -> None:
-    arguments = [one for one in TRAIN if argument != "predictor=paris" or not one.startswith("predictor.")]
-    ran = run(*arguments, argument)
+    ran = run(*TRAIN, argument)
     assert ran.code == 2
     assert said in ran.err
 
@@ -204,7 +252,7 @@ def test_wrong_usage_is_told_before_the_work(small: Path, run: Run, argument: st
 @pytest.fixture
 def served(small: Path, run: Run) -> Iterator[str]:
     """The champion behind `mlflow models serve`; yields the URL to ask."""
-    result(run(*TRAIN))
+    result(run(*TRAIN, FEW))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -237,26 +285,29 @@ def test_mlflow_serves_the_champion(served: str) -> None:
     def ask(*rows: dict[str, Any], **more: Any) -> httpx.Response:
         return httpx.post(served, json={"dataframe_records": list(rows), **more}, timeout=60)
 
-    cell = {"model": "starcoder", "gpu": "H100", "count": 1, "users": 8}
+    cell = {"model": "llama_3_1_8b", "gpu": "H100", "count": 1, "users": 8}
     answer = ask(QUESTION, cell)
     assert answer.status_code == 200, answer.text
     recommended, predicted = answer.json()["predictions"]
-    assert recommended["pods"] * recommended["users_per_pod"] >= 500
-    ranking = json.loads(recommended["ranking"])
-    assert (ranking[0]["gpu"], ranking[0]["pods"]) == (recommended["gpu"], recommended["pods"])
-    table = published().only("starcoder").table
-    measured = table[(table["gpu"] == "H100") & (table["count"] == 1) & (table["users"] == 8)]
-    assert predicted["itl_ms"] == pytest.approx(measured["itl_ms"].iloc[0])
-    assert predicted["pods"] is None
+    assert recommended["pods"] * recommended["requests_per_s_per_pod"] == pytest.approx(20)
+    first = recommended["ranking"][0]
+    assert (first["gpu"], first["pods"]) == (recommended["gpu"], recommended["pods"])
+    assert predicted["itl_ms_low"] < predicted["itl_ms"] < predicted["itl_ms_high"]
+    assert predicted["cost_per_hour"] is None
+
+    csv = pd.DataFrame([QUESTION, cell]).to_csv(index=False)
+    in_csv = httpx.post(served, content=csv, headers={"content-type": "text/csv"}, timeout=60)
+    assert in_csv.status_code == 200, in_csv.text
+    assert in_csv.json() == answer.json()
 
     for row, more, column in (
-        ({**QUESTION, "users": -1}, {}, "column users"),
-        ({**QUESTION, "users": "many"}, {}, "column users"),
-        ({"model": "starcoder", "users": 5, "nttft_ms": 100}, {}, "column itl_ms is missing"),
+        ({**QUESTION, "requests_per_s": -1}, {}, "column requests_per_s"),
+        ({"model": "llama_3_1_8b", "users": "many"}, {}, "column users"),
+        ({"model": "llama_3_1_8b", "ttft_ms": 100}, {}, "the load is not given"),
         ({**QUESTION, "model": "no_such"}, {}, "column model"),
         ({**QUESTION, "model": [1]}, {}, "column model"),
         (QUESTION, {"params": {"task": "predict"}}, "column gpu is missing"),
-        ({"unknown": 1}, {}, "columns"),
+        ({**QUESTION, "riks": 0.1}, {}, "did you mean 'risk'"),
     ):
         refused = ask(row, **more)
         assert refused.status_code == 400, (row, refused.text)
@@ -265,7 +316,7 @@ def test_mlflow_serves_the_champion(served: str) -> None:
 
 
 def test_the_model_has_no_pickle_and_answers_in_a_fresh_process(small: Path, run: Run) -> None:
-    found = result(run(*TRAIN))
+    found = result(run(*TRAIN, FEW))
     (folder,) = (file.parent for file in small.rglob("MLmodel"))
     kinds = {file.suffix for file in folder.rglob("*") if file.is_file()}
     assert not kinds & {".pkl", ".pickle", ".joblib", ".cloudpickle"}
@@ -295,12 +346,11 @@ def test_the_model_has_no_pickle_and_answers_in_a_fresh_process(small: Path, run
     assert found["version"] == "1"
 
 
-def test_the_signature_takes_what_a_frame_holds(small: Path, run: Run) -> None:
+def test_the_model_says_its_columns(small: Path, run: Run) -> None:
     import mlflow
 
-    result(run(*TRAIN))
+    result(run(*TRAIN, FEW))
     info = mlflow.models.get_model_info(f"models:/{NAME}@champion")
-    assert {"model", "users", "itl_ms", "gpus", "n_kv_heads"} <= set(info.signature.inputs.input_names())
-    example = pd.DataFrame([QUESTION]).astype({"users": "float64"})
-    assert len(info.signature.inputs.input_names()) > len(example.columns)
+    assert {"model", "users", "itl_ms_p95", "gpus", "n_kv_heads"} <= set(info.metadata["columns"])
+    assert {"pods", "trust_sentence", "ranking"} <= set(info.signature.outputs.input_names())
     assert info.saved_input_example_info is not None

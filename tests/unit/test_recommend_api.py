@@ -8,9 +8,7 @@ import pytest
 
 import llmpilot
 from llmpilot import recommend
-from llmpilot.dataset import published
 from llmpilot.errors import ConfigError
-from llmpilot.predict.pilot.pilot import Pilot
 from llmpilot.recommendation import api
 
 
@@ -37,27 +35,33 @@ def test_it_is_a_function_of_the_package() -> None:
 
 
 def test_the_ranking_is_a_frame() -> None:
-    Path("mine.yaml").write_text("h100: {1: 0.5, 2: 1.5}\nt4: {1: 9}\n")
-    light = Pilot(name="pilot", views=[["closed_form"]], trees=20, fold_trees=5)
+    Path("mine.yaml").write_text("h100: {1: 0.5, 2: 1.0}\n")
     ranking = recommend(
-        "starcoder", 200, gpus=["t4", "h100"], prices="mine.yaml", runs=False, predictor=light
+        "llama_3_1_8b",
+        users=50,
+        think_time_s=10,
+        workload={"model": "fixed", "input_tokens": 500, "output_tokens": 50},
+        sla={"ttft_ms": {"p95": 2000}, "tpot_ms": 60, "percentile": "mean"},
+        gpus=["h100"],
+        prices="mine.yaml",
+        runs=False,
     )
     assert isinstance(ranking, pd.DataFrame)
-    profiles = {(row.gpu, row.count) for row in ranking[["gpu", "count"]].itertuples(index=False)}
-    assert profiles == {("T4", 1), ("H100", 1), ("H100", 2)}
+    assert set(zip(ranking["gpu"], ranking["count"], strict=True)) == {("H100", 1), ("H100", 2)}
     best = ranking.iloc[0]
     assert (best["gpu"], best["count"], best["cost_per_hour"]) == ("H100", 1, 0.5 * best["pods"])
-    # What was published of this very model conditions the prediction.
-    assert ranking.attrs["measured"]["rows"] == len(published().only("starcoder"))
+    assert [one["statistic"] for one in ranking.attrs["limits"]] == ["p95", "mean"]
     assert ranking.attrs["trust"]["level"] in ("high", "medium", "low")
 
 
 def test_impossible_arguments_are_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'starcoder'"):
         recommend("starcode", 100)
-    with pytest.raises(ConfigError, match="did you mean 'pilot'"):
-        recommend("starcoder", 100, predictor="pilott")
-    with pytest.raises(ConfigError, match=r"recommend\.users"):
+    with pytest.raises(ConfigError, match="did you mean 'vllm'"):
+        recommend("starcoder", 100, engines=["vlm"])
+    with pytest.raises(ConfigError, match=r"recommend\.requests_per_s"):
         recommend("starcoder", -1)
+    with pytest.raises(ConfigError, match="the load to carry is not given"):
+        recommend("starcoder")
     with pytest.raises(ConfigError, match="no limit"):
-        recommend("starcoder", 1, itl_ms=None, nttft_ms=None, runs=False)
+        recommend("starcoder", 1, sla={}, runs=False)

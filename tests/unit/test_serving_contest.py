@@ -1,29 +1,26 @@
-"""Who becomes champion: scores on equal terms, and a champion's data without the LLM that is left out."""
+"""Who becomes champion: scores on equal terms, and a tie keeps the one that there is."""
 
-from llmpilot.config import Facts
-from llmpilot.dataset import Dataset, published
-from llmpilot.predict.decision import Need
-from llmpilot.predict.pilot.pilot import Pilot
-from llmpilot.serving.contest import compare, earlier, terms_of
+from llmpilot import catalog
+from llmpilot.dataset import shipped_measurements
+from llmpilot.predict.decision import rule_facts
+from llmpilot.serving.contest import compare, terms_of
 
-NEEDS = [Need(200, 100.0, 50.0)]
-
-
-def some(*names: str) -> Dataset:
-    data = published()
-    return data.select(data.table["model"].isin(names))
+SETTINGS = {"tpot_ms": [10, 15], "ttft_ms": [500]}
 
 
 def test_terms_change_with_whatever_changes_a_score() -> None:
-    data = some("starcoder", "llama_7b", "llama_13b")
-    same = terms_of(data, NEEDS, range(2), [])
-    assert same == terms_of(some("llama_13b", "starcoder", "llama_7b"), NEEDS, range(2), [])
+    rows = shipped_measurements()
+    few = rows.select([at < 50 for at in range(len(rows))])
+    fewer = rows.select([at < 49 for at in range(len(rows))])
+    upside_down = type(few)(few.table.iloc[::-1], few.extra)
+    prices, rule = catalog.price_list(), rule_facts(None)
+    same = terms_of(few, prices, rule, SETTINGS)
+    assert same == terms_of(upside_down, prices, rule, SETTINGS)
     others = [
-        terms_of(data.without("starcoder"), NEEDS, range(2), []),
-        terms_of(data, [Need(201, 100.0, 50.0)], range(2), []),
-        terms_of(data, [Need(200, 100.0)], range(2), []),
-        terms_of(data, NEEDS, range(3), []),
-        terms_of(data, NEEDS, range(2), ["1xH100"]),
+        terms_of(fewer, prices, rule, SETTINGS),
+        terms_of(few, catalog.price_list("runpod"), rule, SETTINGS),
+        terms_of(few, prices, rule_facts(0.1), SETTINGS),
+        terms_of(few, prices, rule, SETTINGS | {"ttft_ms": [1000]}),
     ]
     assert len({same, *others}) == 1 + len(others)
 
@@ -35,16 +32,3 @@ def test_only_a_better_score_moves_the_champion() -> None:
     assert not verdict.moved
     assert "0.7900" in verdict.why
     assert "version 3" in verdict.why
-
-
-def test_a_champion_learns_from_its_own_data_but_never_of_the_llm_left_out() -> None:
-    then, today = some("starcoder", "llama_7b", "llama_13b"), some("starcoder", "llama_7b", "flan_t5_xl")
-    recipe = Pilot(name="pilot", views=[["closed_form"]], trees=5, fold_trees=5, draws=10)
-    champion = earlier(recipe.model_dump(mode="json"), then, today)
-    assert isinstance(champion, Facts)
-
-    def learned_from(without: str) -> set[str]:
-        return set(champion.fit(today.without(without), 1).out_of_fold["model"])
-
-    assert learned_from("starcoder") == {"llama_7b", "llama_13b"}
-    assert learned_from("flan_t5_xl") == {"starcoder", "llama_7b", "llama_13b"}

@@ -126,6 +126,16 @@ class Curve:
         found = np.exp(_at(np.log(values), place))
         return np.where(load > loads[:, -1] * (1 + 1e-9), inf, found)
 
+    def rate_at(self, load: float, think_time_s: float | None = None) -> float:
+        """Return the requests/s that a pod answers at a load as in `capacity`, at the speed expected."""
+        if think_time_s is None:
+            return load
+        users = self._loads(Speeds(np.ones(1), np.ones(1)), think_time_s)
+        rates = np.maximum.accumulate(self.rate_per_s)[None]
+        place = _place(np.log(users), np.log(np.array([load])))
+        share = min(load / float(users[0, 0]), 1.0)
+        return share * float(np.exp(_at(np.log(rates), np.maximum(place, 0.0)))[0])
+
     def _loads(self, speeds: Speeds, think_time_s: float | None) -> Numbers:
         """Return the load at each point [draws, n] in the unit of `capacity`."""
         rates = np.maximum.accumulate(self.rate_per_s) / speeds.steps[:, None]
@@ -159,13 +169,14 @@ def _place(rising: Numbers, value: Numbers) -> Numbers:
     """
     n = rising.shape[1]
     below = (rising <= value[:, None]).sum(axis=1) - 1
-    rows, low = np.arange(len(rising)), np.clip(below, 0, n - 1)
+    rows, low = np.arange(len(rising)), np.maximum(below, 0)
     high = np.minimum(low + 1, n - 1)
     start = rising[rows, low]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = (value - start) / (rising[rows, high] - start)
+    with np.errstate(invalid="ignore"):
+        gap = rising[rows, high] - start
+    share = np.divide(value - start, gap, out=np.zeros(len(rising)), where=gap > 0)
     inside = (below >= 0) & (below < n - 1)
-    return np.where(below < 0, -1.0, np.where(inside, low + np.nan_to_num(share), n - 1.0))
+    return np.where(below < 0, -1.0, np.where(inside, low + share, n - 1.0))
 
 
 def _at(values: Numbers, place: Numbers) -> Numbers:

@@ -148,18 +148,25 @@ def predict(
     left_out: LeftOut | None,
     run_on: Map,
     note: Note,
+    *,
+    learned_from: Measurements | None = None,
 ) -> Prediction:
-    """Return the rows predicted; `models` are LLMs that the catalogue lacks, by Hugging Face id."""
+    """Return the rows predicted; `models` are LLMs that the catalogue lacks, by Hugging Face id.
+
+    They are predicted from the rows of `learned_from`; None: the shipped ones.
+    """
     here = described(measurements, models)
     note(f"{len(here.levels)} of {len(measurements)} rows can be simulated")
     levels = here.levels
     if not levels:
         return _assembled(measurements, here.skipped, [], {})
-    known = training(models)
+    known = training(models) if learned_from is None else training_of(learned_from, models)
     table = tabulated(levels)
     folds = np.array([fold_of(level, left_out) for level in levels])
     known_folds = np.array([fold_of(level, left_out) for level in known.levels])
-    old = batch_training(models) if any(of_2024(level) for level in levels) else None
+    old = None
+    if any(of_2024(level) for level in levels):
+        old = batch_training(models) if learned_from is None else batch_training_of(learned_from, models)
     old_folds = np.array([fold_of(level, left_out) for level in old.batches.levels] if old else [])
     scales, variances = np.ones(len(levels)), np.zeros(len(levels))
     posteriors: dict[str, Posterior] = {}

@@ -1,0 +1,162 @@
+"""From a question of today's services to options: simulated once, then judged under any SLA and load.
+
+Each service is simulated by itself, and judged by its own draws: what is said of it does not depend on which
+others are asked. Knows nothing of how the options are shown.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmpilot.config import Limit, Sla
+from llmpilot.predict.decision import Deployments, decide
+from llmpilot.predict.service.curves import Curve, Speeds
+from llmpilot.recommendation.answer import LIKELY, Forecast, Option
+from llmpilot.recommendation.offers import Unfit
+from llmpilot.recommendation.question import Choosing, Offered
+
+Floats = NDArray[np.float64]
+
+INTERVAL = (10.0, 90.0)
+"""Percentiles of the intervals that are stated: 8 of 10 services should lie within."""
+
+
+IDLE = 1e-9
+"""A load of hardly any request."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Services that hold the model, each with its curve and the draws of how fast it really is.
+
+    `think_time_s` is None where the load is in requests/s; `output_tokens` is the mean of a request.
+    """
+
+    offered: tuple[Offered, ...]
+    curves: tuple[Curve, ...]
+    speeds: tuple[Speeds, ...]
+    unfit: tuple[Unfit, ...]
+    think_time_s: float | None
+    output_tokens: float
+
+    def capacity(self, sla: Sla) -> Floats:
+        """Return what one pod of each service takes within the SLA in each draw [draws, services]."""
+        columns = [
+            curve.capacity(sla.limits, sla.max_failure_rate, speeds, self.think_time_s)
+            for curve, speeds in zip(self.curves, self.speeds, strict=True)
+        ]
+        return np.stack(columns, axis=1) if columns else np.zeros((1, 0))
+
+    @property
+    def prices(self) -> Floats:
+        """Price of a pod of each service [$ per hour]."""
+        return np.array([one.profile.cost_per_hour for one in self.offered])
+
+    def most_pods(self, choosing: Choosing) -> Floats | None:
+        """Return how many pods of each service there may be at most; None: any number."""
+        if choosing.max_gpus is None:
+            return None
+        return np.array([float(choosing.max_gpus // one.profile.count) for one in self.offered])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The options of a question, best first, and what they were judged by."""
+
+    options: tuple[Option, ...]
+    recommended: int | None
+    """Index of the service to take, among the simulated ones."""
+    capacity: Floats
+    deployments: Deployments
+
+
+def judged(simulated: Simulated, sla: Sla, load: float, choosing: Choosing) -> Judged:
+    """Return every option for carrying a load (in the unit of the curves) within the SLA."""
+    capacity = simulated.capacity(sla)
+    found = decide(capacity, simulated.prices, load, choosing.risk, simulated.most_pods(choosing))
+    best = found.best
+    middle = np.percentile(capacity, [50.0, *INTERVAL], axis=0)
+    promise = (sla.limits, sla.max_failure_rate, load)
+    options = [_option(simulated, at, promise, found, middle[:, at]) for at in found.order.tolist()]
+    first = options[0] if best is not None else None
+    explained = [one if one is first else one.because(first, choosing) for one in _in_order(options)]
+    unfit = [
+        Option(
+            engine=offered.engine.name,
+            precision=offered.model.precision,
+            profile=offered.profile,
+            feasible=False,
+            p_sla=0.0,
+            unit=_unit(simulated),
+            reason=why,
+        )
+        for offered, why in simulated.unfit
+    ]
+    return Judged((*explained, *unfit), best, capacity, found)
+
+
+def _in_order(options: list[Option]) -> list[Option]:
+    """Return the feasible options first, each part in the order it has."""
+    return sorted(options, key=lambda one: not one.feasible)
+
+
+def _unit(simulated: Simulated) -> str:
+    return "requests/s" if simulated.think_time_s is None else "users"
+
+
+def _option(
+    simulated: Simulated,
+    at: int,
+    promise: tuple[tuple[Limit, ...], float, float],
+    found: Deployments,
+    middle: Floats,
+) -> Option:
+    limits, most_failures, load = promise
+    offered, curve = simulated.offered[at], simulated.curves[at]
+    likely = found.probability[at] >= LIKELY or at == found.best
+    pods = int(found.pods[at]) if likely else 0
+    per_pod = load / pods if pods else IDLE
+    tokens = None
+    if pods:
+        rate = curve.rate_at(per_pod, simulated.think_time_s)
+        tokens = pods * rate * simulated.output_tokens
+    return Option(
+        engine=offered.engine.name,
+        precision=offered.model.precision,
+        profile=offered.profile,
+        feasible=pods > 0,
+        p_sla=float(found.probability[at]),
+        unit=_unit(simulated),
+        pods=pods or None,
+        load_per_pod=per_pod if pods else None,
+        capacity=float(middle[0]),
+        capacity_interval=(float(middle[1]), float(middle[2])),
+        tokens_per_s=tokens,
+        forecasts=tuple(forecast_of(simulated, at, limit, per_pod) for limit in limits),
+        score=float(found.score[at]),
+        reason=_too_long(curve, most_failures),
+    )
+
+
+def _too_long(curve: Curve, most_failures: float) -> str:
+    """Return why the service breaks the SLA at any load: too many requests do not fit; else nothing."""
+    lost = float(curve.failures[0])
+    if lost <= most_failures:
+        return ""
+    return (
+        f"too long: {lost:.1%} of the requests are longer than it can serve, and {most_failures:.0%} may fail"
+    )
+
+
+def forecast_of(simulated: Simulated, at: int, limit: Limit, load: float) -> Forecast:
+    """Return the latency that a limit is about, of one pod of a service under a load."""
+    drawn = simulated.curves[at].figure(limit, load, simulated.speeds[at], simulated.think_time_s)
+    # As np.percentile with method="nearest", which takes ten times as long for so few draws.
+    middle = np.sort(drawn)[np.rint(np.array([50.0, *INTERVAL]) / 100 * (len(drawn) - 1)).astype(int)]
+    return Forecast(
+        limit,
+        float(middle[0]),
+        (float(middle[1]), float(middle[2])),
+        float((drawn <= limit.limit_ms).mean()),
+    )
