@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from serving_samples import QUESTION, ask, small_bundle
+from serving_samples import FEW, ask, small_bundle
 
 from llmpilot.serving.model import ARTIFACT
 from llmpilot.serving.recommender import Recommender
@@ -15,9 +15,9 @@ from llmpilot.serving.registry import SCRIPT
 from llmpilot.serving.signature import LISTS, input_example, signature
 
 ROWS = [
-    QUESTION,
-    {"model": "llama_3_1_8b", "users": 40, "think_time_s": 5, "risk": 0.2, "gpus": "h100,l4"},
-    {"model": "llama_3_1_8b", "users": 8, "gpu": "h100", "count": 1},
+    FEW,
+    FEW | {"requests_per_s": None, "users": 40, "think_time_s": 5, "risk": 0.2, "gpus": "h100"},
+    {"model": "llama_3_1_8b", "requests_per_s": 8, "gpu": "h100", "count": 1},
 ]
 
 
@@ -86,35 +86,35 @@ def test_lists_are_json_and_not_json_in_a_text(client: Any) -> None:
 
 
 def test_frames_of_whole_numbers_and_single_rows_are_taken(model: Any) -> None:
-    whole = pd.DataFrame([{"model": "llama_3_1_8b", "users": 8, "gpu": "h100", "count": 1}])
-    assert whole["users"].dtype == "int64"
+    whole = pd.DataFrame([{"model": "llama_3_1_8b", "requests_per_s": 8, "gpu": "h100", "count": 1}])
+    assert whole["requests_per_s"].dtype == "int64"
     (as_whole,) = model.predict(whole)["itl_ms"]
-    (as_float,) = model.predict(whole.astype({"users": float, "count": float}))["itl_ms"]
-    (as_row,) = model.predict({"model": "llama_3_1_8b", "users": 8, "gpu": "h100"})["itl_ms"]
+    (as_float,) = model.predict(whole.astype({"requests_per_s": float, "count": float}))["itl_ms"]
+    (as_row,) = model.predict({"model": "llama_3_1_8b", "requests_per_s": 8, "gpu": "h100"})["itl_ms"]
     assert as_whole == as_float == as_row
     (by_param,) = model.predict(whole.drop(columns="count"), params={"task": "predict"})["itl_ms"]
     assert by_param == as_whole
 
 
 def test_empty_cells_are_not_given(client: Any) -> None:
-    text = "model,requests_per_s,users,ttft_ms,itl_ms,risk,gpus,prices\nllama_3_1_8b,20,,1000,50,,,\n"
-    with_nothing = csv_sent(client, text)
+    nothing = dict.fromkeys(("users", "risk", "max_gpus", "workload", "engine", "precision", "gpu"))
+    with_nothing = csv_sent(client, pd.DataFrame([FEW | nothing]).to_csv(index=False))
     assert with_nothing.status_code == 200, with_nothing.text
-    plain = sent(client, {"dataframe_records": [QUESTION]})
+    plain = sent(client, {"dataframe_records": [FEW]})
     assert with_nothing.json() == plain.json()
 
 
 @pytest.mark.parametrize(
     ("row", "more", "said"),
     [
-        ({**QUESTION, "requests_per_s": -1}, {}, "row 0: column requests_per_s"),
-        ({**QUESTION, "requests_per_s": "many"}, {}, "row 0: column requests_per_s"),
+        ({**FEW, "requests_per_s": -1}, {}, "row 0: column requests_per_s"),
+        ({**FEW, "requests_per_s": "many"}, {}, "row 0: column requests_per_s"),
         ({"model": "llama_3_1_8b"}, {}, "row 0: columns requests_per_s and users"),
-        ({**QUESTION, "model": "no_such"}, {}, "row 0: column model"),
-        ({**QUESTION, "model": [1]}, {}, "row 0: column model"),
-        ({**QUESTION, "ttft_p95": 3}, {}, "there is no column 'ttft_p95'"),
-        ({**QUESTION, "riks": 0.1}, {}, "did you mean 'risk'"),
-        (QUESTION, {"params": {"task": "predict"}}, "row 0: column gpu is missing"),
+        ({**FEW, "model": "no_such"}, {}, "row 0: column model"),
+        ({**FEW, "model": [1]}, {}, "row 0: column model"),
+        ({**FEW, "ttft_p95": 3}, {}, "there is no column 'ttft_p95'"),
+        ({**FEW, "riks": 0.1}, {}, "did you mean 'risk'"),
+        (FEW, {"params": {"task": "predict"}}, "row 0: column gpu is missing"),
     ],
 )
 def test_refusals_are_400_and_name_row_and_column(

@@ -36,7 +36,7 @@ def test_files_are_json_and_give_the_same_answers(
     assert {file.suffix for file in (tmp_path / "bundle").iterdir()} == {".json"}
     again = Recommender(load_bundle(tmp_path / "bundle"))
     assert again.bundle.knowledge.content_hash == bundle.knowledge.content_hash
-    cell = {"model": "llama_3_1_8b", "gpu": "H100", "users": 20}
+    cell = {"model": "llama_3_1_8b", "gpu": "H100", "requests_per_s": 5}
     assert ask(again, FEW, cell) == ask(recommender, FEW, cell)
 
 

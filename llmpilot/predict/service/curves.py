@@ -148,13 +148,13 @@ class Curve:
         """Return a latency at each point [draws, n], which never falls from one to the next."""
         name, statistic = limit.latency, limit.statistic
         if name == "e2e_ms":
-            values = self._e2e_ms(statistic, speeds)
-        else:
-            values = speeds.steps[:, None] * self.latencies[name, statistic]
+            return np.asarray(np.maximum.accumulate(self._e2e_ms(statistic, speeds), axis=1))
+        # Of values that rise together the largest so far is the same before and after.
+        values = speeds.steps[:, None] * np.maximum.accumulate(self.latencies[name, statistic])
         if name in ("ttft_ms", "nttft_ms"):
             per = self.mean_input_tokens if name == "nttft_ms" else 1.0
             values = self.overhead_ms / per + speeds.first_token[:, None] * values
-        return np.asarray(np.maximum.accumulate(values, axis=1))
+        return np.asarray(values)
 
     def _e2e_ms(self, statistic: str, speeds: Speeds) -> Numbers:
         later = (speeds.first_token[:, None] - 1.0) * self.latencies["ttft_ms", "mean"]
