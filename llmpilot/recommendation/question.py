@@ -1,6 +1,6 @@
 """What is asked: a load of a workload to carry within an SLA, and what may be chosen to carry it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -8,8 +8,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from llmpilot.config import Facts, Gpu, Model, NonNegative, Sla
 from llmpilot.engine.scheduled import ScheduledEngine
 from llmpilot.errors import ConfigError
-from llmpilot.predict.decision import rule_facts
-from llmpilot.predict.service.curves import Traffic
+from llmpilot.predict.decision import Rule
+from llmpilot.predict.service.curves import QUICK, THOROUGH, Effort, Traffic
 
 HOURS_PER_MONTH = 730.0
 """A twelfth of a year."""
@@ -82,7 +82,7 @@ class Choosing(Facts):
     @property
     def rule(self) -> dict[str, Any]:
         """The rule of decision, as plain values."""
-        return rule_facts(self.risk)
+        return asdict(Rule.at(self.risk))
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,12 @@ class Question:
     choosing: Choosing
     prices: str
     seed: int = 42
+
+    @property
+    def effort(self) -> Effort:
+        """How much is simulated: more where a limit is on the slowest hundredth of the requests."""
+        rare = any(limit.statistic == "p99" for limit in self.sla.limits)
+        return THOROUGH if rare else QUICK
 
     @property
     def request_tokens(self) -> float:

@@ -99,7 +99,7 @@ def curves_of(services: Sequence[LaneService], question: Question, knowledge: Kn
     """Return the curves of services under what the question sends, as clients see them."""
     if not services:
         return []
-    found = curves(services, question.asked.traffic, question.seed)
+    found = curves(services, question.asked.traffic, question.seed, effort=question.effort)
     return [
         as_seen(curve, knowledge.first_token(one.step_model))
         for one, curve in zip(services, found, strict=True)

@@ -89,7 +89,7 @@ class Shelf:
     def simulated(self, question: Question, services: Sequence[Hashable], sent: Hashable) -> Simulated:
         """Return what `today.simulate` does. `services` tell the question's offers apart, whatever their
         prices; `sent` tells what is sent and how it arrives from all else. All questions have one seed."""
-        keys = [(one, sent) for one in services]
+        keys = [(one, (sent, question.effort)) for one in services]
 
         def make(places: list[int]) -> list[tuple[Curve, Speeds] | str]:
             return self._simulate(question, [(keys[at], question.offered[at]) for at in places])

@@ -14,7 +14,7 @@ from llmpilot import catalog, interrupts
 from llmpilot.config import parse
 from llmpilot.dataset import Measurements, MeasurementsError
 from llmpilot.files import replacing, to_json, write_text
-from llmpilot.predict.decision import rule_facts
+from llmpilot.predict.decision import Rule
 from llmpilot.predict.service.levels import described
 from llmpilot.predict.service.measured_curves import measured_curves
 from llmpilot.predict.service.recommended import (
@@ -55,7 +55,7 @@ class Verdicts:
         judged = self.prediction.judged
         errors = {name: _median_error(judged[judged["metric"] == name]) for name in ("tpot", "ttft")}
         return {
-            "rule": rule_facts(None),
+            "rule": asdict(Rule.at(None)),
             **{kind: _scored(outcomes) for kind, outcomes in self.outcomes.items()},
             "per_model": [
                 {"model": llm}
@@ -87,7 +87,7 @@ class Exam:
     def terms(self) -> str:
         """What a score depends on but what was learned from, as a hash."""
         return terms_of(
-            self.rows.measurements, self.prices, rule_facts(None), self.settings.model_dump(mode="json")
+            self.rows.measurements, self.prices, asdict(Rule.at(None)), self.settings.model_dump(mode="json")
         )
 
     @cached_property
