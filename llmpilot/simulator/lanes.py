@@ -696,6 +696,8 @@ class _Lanes:
         self.awaited[who] -= awaited
         if self.think_ms:
             self.thinking[who] += requests
+            # Who has sent already, and is not seen yet, stays so.
+            who = who[self.next_ms[who] > self.now[who]]
             self._think(who, self.now[who])
         elif self.closed_at_once:
             sent = np.minimum(requests, self.end[who] - self.known[who] - self.late_sent[who])

@@ -226,3 +226,18 @@ def test_requests_of_a_table_are_as_many_as_asked_and_lengths_as_they_were(n: in
     assert (table.output_tokens == table.input_tokens + 100).all()
     if n > 400:
         assert table.input_tokens.mean() == pytest.approx(50.5, rel=0.03)
+
+
+@pytest.mark.parametrize(("room", "think_time_s"), [(12_000, 20.0), (None, 20.0), (None, 90.0)])
+def test_users_who_think_are_as_many_as_their_requests_make(room: int | None, think_time_s: float) -> None:
+    # However few requests the memory holds: who thinks takes no room.
+    of = pod() if room is None else replace(pod(), kv_capacity_tokens=room)
+    traffics = Traffic(CONVERSATIONS, think_time_s=think_time_s), Traffic(CONVERSATIONS)
+    thinking, requests = (curves([of], one, 0, OVERHEAD_MS, QUICK)[0] for one in traffics)
+    promise = [LIMITS["ttft"], LIMITS["e2e"]]
+    users = float(thinking.capacity(promise, 0.0, EXPECTED, think_time_s)[0])
+    rate = float(requests.capacity(promise, 0.0, EXPECTED)[0])
+    e2e_ms = float(requests.figure(limit("e2e_ms", "mean", 1e9), rate, EXPECTED)[0])
+    made = rate * (think_time_s + e2e_ms / 1e3)
+    # Few users, most of whom think, come less at random than very many: there is less of a queue.
+    assert 0.88 * made < users < (1.12 if room is None else 1.6) * made

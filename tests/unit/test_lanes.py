@@ -216,6 +216,15 @@ def test_users_who_think_ask_less() -> None:
     assert mean_ms == pytest.approx(random.latencies["e2e_ms", "mean"][0], rel=0.1)
 
 
+def test_more_users_who_think_than_a_pod_serves_wait_for_it() -> None:
+    small = replace(pod(), kv_capacity_tokens=30_000)
+    (busy,) = closed(small, [60]).rate_per_s
+    found = closed(small, [60, 800, 1600], think_time_ms=20_000)
+    assert found.rate_per_s[0] < 0.7 * busy
+    assert found.rate_per_s[1:] == pytest.approx(busy, rel=0.08)
+    assert found.latencies["ttft_ms", "mean"][1] < found.latencies["ttft_ms", "mean"][2]
+
+
 def test_an_overloaded_lane_ends_and_says_so() -> None:
     found = run_lanes(
         [pod()], np.zeros(2, dtype=np.int64), OpenLanes(arrivals([5.0, 100.0], 900)), CONVERSATIONS, 0

@@ -308,36 +308,85 @@ def curves(
     """Return the curve of each service under the traffic, all simulated together.
 
     The loads of a service's points depend on nothing but it and the traffic: they are shares of what it
-    delivers when it is full, from nearly none to all of it, denser where latencies bend; in closed loops
-    numbers of users, in even ratios from one to BEYOND times as many as run at once.
+    delivers when it is full, from nearly none to all of it, denser where latencies bend; in closed loops of
+    users who do not think in even ratios from one to BEYOND times as many as run at once. Of users who think
+    there are as many as make these shares, and a last point beyond what fills the service. Where that takes
+    more than MOST_USERS, most of whom think, they are simulated as what they then are: requests that come at
+    random.
     """
     requests = traffic.table(effort.requests, seed)
+    sent = _Sent(traffic, requests, seed, overhead_ms)
     full = np.array([_full(service, requests) for service in services])
     each = np.arange(len(services))
-    if traffic.think_time_s is not None:
-        ladders = [
-            np.unique(np.rint(np.geomspace(1, BEYOND * most, len(effort.shares)))) for most in full.tolist()
-        ]
-        lane_service = np.repeat(each, [len(ladder) for ladder in ladders])
-        users = np.concatenate(ladders).astype(np.int64)
-        closed = ClosedLanes(users, 1e3 * traffic.think_time_s)
-        figures = run_lanes(services, lane_service, closed, requests, seed)
-        rates = figures.rate_per_s
+    if traffic.think_time_s == 0:
+        ladders = [np.geomspace(1, BEYOND * most, len(effort.shares)) for most in full.tolist()]
+        found = _closed_curves(services, each, ladders, sent)
     else:
         scouting = traffic.table(min(SCOUT_REQUESTS, effort.requests), seed)
         delivered, running = _scouted(services, full, scouting, effort.shares, seed)
-        lane_service = np.repeat(each, len(effort.shares))
-        rates = np.maximum(np.outer(delivered, effort.shares).ravel(), LEAST_RATE)
-        counts = np.ceil(effort.turnovers * running.ravel()).astype(np.int64)
-        counts = np.clip(counts, effort.requests, max(effort.requests, effort.most_requests))
-        begun = running.astype(np.int64).ravel()
-        arrivals = OpenLanes(_behind(begun, traffic.arrivals_ms(rates, counts, seed)), begun)
-        figures = run_lanes(services, lane_service, arrivals, requests, seed)
-    mean_input = float(requests.input_tokens.mean())
-    return [
-        _curve(figures, np.flatnonzero(lane_service == service), rates, overhead_ms, mean_input)
-        for service in each.tolist()
-    ]
+        thinking = delivered * (traffic.think_time_s or 0.0)
+        many = (thinking > full) & (full + thinking > MOST_USERS) | (traffic.think_time_s is None)
+        users = np.hstack([running + np.outer(thinking, effort.shares), BEYOND * (full + thinking)[:, None]])
+        closed = each[~many]
+        found = _open_curves(services, each[many], (delivered[many], running[many]), sent, effort)
+        found |= _closed_curves(services, closed, [users[at] for at in closed], sent)
+    return [found[at] for at in each.tolist()]
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What every service of `curves` is sent, and what comes on top of its latencies."""
+
+    traffic: Traffic
+    requests: Requests
+    seed: int
+    overhead_ms: float
+
+    def curves(
+        self, chosen: Ints, figures: LaneFigures, lane_service: Ints, rates_per_s: Numbers
+    ) -> dict[int, "Curve"]:
+        """Return the curves of the services `chosen`, by number, from the lanes of each."""
+        mean_input = float(self.requests.input_tokens.mean())
+        return {
+            at: _curve(figures, np.flatnonzero(lane_service == at), rates_per_s, self.overhead_ms, mean_input)
+            for at in chosen.tolist()
+        }
+
+
+def _closed_curves(
+    services: Sequence[LaneService], chosen: Ints, ladders: Sequence[Numbers], sent: _Sent
+) -> dict[int, Curve]:
+    """Return the curves of the services `chosen` in closed loops of so many users each."""
+    if not len(chosen):
+        return {}
+    whole = [np.unique(np.rint(np.maximum(ladder, 1.0))).astype(np.int64) for ladder in ladders]
+    lane_service = np.repeat(chosen, [len(ladder) for ladder in whole])
+    load = ClosedLanes(np.concatenate(whole), 1e3 * (sent.traffic.think_time_s or 0.0))
+    figures = run_lanes(services, lane_service, load, sent.requests, sent.seed)
+    return sent.curves(chosen, figures, lane_service, figures.rate_per_s)
+
+
+def _open_curves(
+    services: Sequence[LaneService],
+    chosen: Ints,
+    scouted: tuple[Numbers, Numbers],
+    sent: _Sent,
+    effort: Effort,
+) -> dict[int, Curve]:
+    """Return the curves of the services `chosen` in open loops, by what `_scouted` says of them."""
+    if not len(chosen):
+        return {}
+    delivered, running = scouted
+    lane_service = np.repeat(chosen, len(effort.shares))
+    rates = np.maximum(np.outer(delivered, effort.shares).ravel(), LEAST_RATE)
+    counts = np.ceil(effort.turnovers * running.ravel()).astype(np.int64)
+    counts = np.clip(counts, effort.requests, max(effort.requests, effort.most_requests))
+    begun = running.astype(np.int64).ravel()
+    arrivals_ms = sent.traffic.arrivals_ms(rates, counts, sent.seed)
+    figures = run_lanes(
+        services, lane_service, OpenLanes(_behind(begun, arrivals_ms), begun), sent.requests, sent.seed
+    )
+    return sent.curves(chosen, figures, lane_service, rates)
 
 
 def _scouted(
