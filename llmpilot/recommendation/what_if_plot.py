@@ -111,10 +111,10 @@ def plot_what_if(curves: Sequence[PriceCurve], path: Path, title: str) -> None:
     columns = min(2, max(1, len(curves)))
     rows = max(1, ceil(len(curves) / columns))
     figure = Figure(figsize=(7 * columns, 4.6 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for curve, axes in zip(curves, panels, strict=False):
         _panel(axes, curve)
-    for axes in list(panels)[len(curves) :]:
+    for axes in panels[len(curves) :]:
         axes.remove()
     figure.suptitle(_plain(title))
     with replacing(path) as temporary:

@@ -6,6 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 from sample_answers import ANSWERS, gpu, option, price_curves
 
 from llmpilot.recommendation.page import page
@@ -125,3 +126,19 @@ def test_the_plot_is_a_png(curves: tuple[PriceCurve, ...], tmp_path: Path) -> No
     plot_what_if(curves, tmp_path / "new" / "what_if.png", "a model at $ and $$")
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["what_if.png"]
     assert (tmp_path / "new" / "what_if.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_there_is_a_panel_for_each_curve_and_none_besides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    panels = []
+    save = Figure.savefig
+
+    def saved(figure: Figure, *arguments: object, **options: object) -> None:
+        panels.append(len(figure.axes))
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    for n in (1, 2, 3):
+        plot_what_if([NONE] * n, tmp_path / "what_if.png", "three")
+    assert panels == [1, 2, 3]
