@@ -15,12 +15,12 @@ from llmpilot import catalog
 from llmpilot.config import Gpu, build
 from llmpilot.dataset import Dataset, published
 from llmpilot.files import to_json, write_text
-from llmpilot.predict.decision import Need, decide, drawn_users_max
+from llmpilot.predict.decision import Need, drawn_users_max
 from llmpilot.predict.evaluation import on_profiles, profile_key
 from llmpilot.predict.predictor import Predictor
 from llmpilot.predict.scores import Outcome, grid_of, judge, mean_score, score, truth_of
 from llmpilot.processes import workers
-from llmpilot.recommendation.settle import RUN_HOURS, worth_of_measuring
+from llmpilot.recommendation.settle import RUN_HOURS, Stakes, worth_of_measuring
 
 PAPER = Need(users=200, nttft_ms=100, itl_ms=50)
 GRID = grid_of((50, 100, 200), (30, 40, 50, 75, 100), (50, 100, 200, 500, 1000))
@@ -76,13 +76,8 @@ def _chosen(blind: Any, need: Need) -> tuple[str | None, str | None]:
     profiles = blind.profiles
     prices = np.array([gpu.cost_per_hour for gpu in profiles])
     costs = (RUN_HOURS * prices).tolist()
-
-    def chosen(capacity: Any, prices: Any) -> tuple[int, int] | None:
-        found = decide(capacity, prices, need.users)
-        return None if found.best is None else (found.best, int(found.pods[found.best]))
-
     capacity = drawn_users_max(blind, need).astype(float)
-    weighed = worth_of_measuring(capacity, prices, need.users, chosen, range(len(profiles)))
+    weighed = worth_of_measuring(capacity, Stakes(prices, need.users), range(len(profiles)))
     most = max(weighed, key=lambda one: (one.gain, -costs[one.option]))
     net = max(weighed, key=lambda one: one.gain * HOURS - costs[one.option])
 

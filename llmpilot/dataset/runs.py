@@ -182,7 +182,7 @@ def _dataset(run: _Run, found: Collected, measured: list[Measurements], *, simul
         "gpu": gpu.name,
         "count": gpu.count,
         "max_batch_weight": int(weight) if weight.isdigit() else None,
-        "engine": run.params.get("engine.name"),
+        "engine": _engine(run),
         "workload": run.params.get("workload.name"),
         "measurement": measurement,
         "hardware": hardware,
@@ -242,7 +242,7 @@ def _measurements(run: _Run, model: Model, gpu: Gpu, slow_client: set[str]) -> M
         "precision": model.precision if model.precision in PRECISIONS else None,
         "n_gpus": gpu.count,
         "tp": settings["tp"] or gpu.count // ((settings["pp"] or 1) * (settings["dp"] or 1)),
-        "engine": engine_named(run.params.get("engine.name", "")) or None,
+        "engine": engine_named(_engine(run) or "") or None,
         "workload": workload,
         "length_kind": LENGTH_KIND[known[1]] if known else "workload",
         "input_tokens": int(known[2]) if known else None,
@@ -262,6 +262,12 @@ def _measurements(run: _Run, model: Model, gpu: Gpu, slow_client: set[str]) -> M
         and level["requests_ok"]
     ]
     return Measurements(pd.DataFrame(rows)) if rows else joined()
+
+
+def _engine(run: _Run) -> str | None:
+    """Return the engine that was measured: of a server that was there already, the one it was said to run."""
+    said = run.params.get("engine.serves", "None")
+    return run.params.get("engine.name") if said == "None" else said
 
 
 def _setting(params: dict[str, str], column: str) -> Any:

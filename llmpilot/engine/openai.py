@@ -53,6 +53,7 @@ class OpenAIEngine(InferenceEngine):
     is sent: as so many prompts (each weighs its input and output, as the batch weight has it; works
     greedily) or as `n` (OpenAI's parameter; servers share the prompt, and vLLM refuses it without sampling).
     `vocabulary_size` bounds the ids of random prompts where the server has fewer than the model's facts say.
+    `serves` is the engine that the server runs, where that is known: what is measured then counts as its.
     """
 
     name: ClassVar[str] = "openai"
@@ -63,6 +64,7 @@ class OpenAIEngine(InferenceEngine):
     sequences: Literal["prompts", "n"] = "prompts"
     dialect: Literal["auto", "vllm", "llamacpp", "standard"] = "auto"
     vocabulary_size: PositiveInt | None = None
+    serves: Literal["vllm", "sglang", "trtllm"] | None = None
 
     @property
     def path(self) -> str:

@@ -21,11 +21,12 @@ Floats = NDArray[np.float64]
 
 CERTAINTY_WORTH = 0.75
 """How many percent more are paid for one percent more of the probability that the promise is kept, where no
-largest risk is given. 1 is the least cost of a kept promise; chosen by nested evaluation
-(experiments/19_recommendations)."""
+largest risk is given; 1 would be the least cost of a kept promise. One value for the paper's services and for
+today's: experiments/19_recommendations and experiments/10_predictor score others, with the LLM left out."""
 LEAST_CERTAINTY = 0.5
 """Where no largest risk is given, nothing is recommended if no deployment, of whatever size, is as likely as
-this to keep the promise; chosen with CERTAINTY_WORTH."""
+this to keep the promise. What is recommended may be less likely, if it is cheap enough for that. Chosen on
+today's services (experiments/19_recommendations)."""
 LUCK_SEED = 20241117
 """Of the draws of which services lose requests: fixed, so that one prediction gives one choice."""
 

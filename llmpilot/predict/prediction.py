@@ -46,10 +46,6 @@ class Draws:
         """The ITL [ms], computed anew each time."""
         return np.asarray(np.exp(self._logs["itl_ms"]))
 
-    def of_profiles(self, kept: list[int]) -> "Draws":
-        """Return the draws of some profiles, in this order."""
-        return Draws.of_logs(*(logs[:, kept] for logs in self._logs.values()))
-
 
 @dataclass(frozen=True)
 class Query:

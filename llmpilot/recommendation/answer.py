@@ -13,6 +13,8 @@ from llmpilot.recommendation.question import Choosing
 
 TrustLevel = Literal["high", "medium", "low"]
 Interval = tuple[float, float]
+INTERVAL = (0.1, 0.9)
+"""Quantiles of the intervals that are stated: 8 of 10 services should lie within."""
 LIKELY = 0.5
 """What keeps the SLA with less than this, however many pods there are, is no option unless it is the best."""
 FREE_LIMIT = "throughput"
@@ -167,6 +169,10 @@ class Trust:
     level: TrustLevel
     sentence: str
     reasons: tuple[str, ...] = ()
+
+
+UNFIT = Trust("high", "that it does not fit is arithmetic, not a prediction")
+"""Where the model fits nowhere."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Which GPU profiles can hold a model at all, and why the others cannot. Knows nothing of speed."""
+"""Which GPU profiles of the paper's question can hold a model at all, and why the others cannot.
+
+Of today's services `offers` says it, by each engine's own account of memory.
+"""
 
 from collections.abc import Iterable
 

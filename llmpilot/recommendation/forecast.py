@@ -12,15 +12,11 @@ from numpy.typing import NDArray
 from llmpilot.config import Limit, Sla
 from llmpilot.predict.decision import Deployments, decide
 from llmpilot.predict.service.curves import Curve, Speeds
-from llmpilot.recommendation.answer import LIKELY, Forecast, Option
+from llmpilot.recommendation.answer import INTERVAL, LIKELY, Forecast, Option
 from llmpilot.recommendation.offers import Unfit
 from llmpilot.recommendation.question import Choosing, Offered
 
 Floats = NDArray[np.float64]
-
-INTERVAL = (10.0, 90.0)
-"""Percentiles of the intervals that are stated: 8 of 10 services should lie within."""
-
 
 IDLE = 1e-9
 """A load of hardly any request."""
@@ -53,12 +49,6 @@ class Simulated:
         """Price of a pod of each service [$ per hour]."""
         return np.array([one.profile.cost_per_hour for one in self.offered])
 
-    def most_pods(self, choosing: Choosing) -> Floats | None:
-        """Return how many pods of each service there may be at most; None: any number."""
-        if choosing.max_gpus is None:
-            return None
-        return np.array([float(choosing.max_gpus // one.profile.count) for one in self.offered])
-
 
 @dataclass(frozen=True)
 class Judged:
@@ -74,9 +64,10 @@ class Judged:
 def judged(simulated: Simulated, sla: Sla, load: float, choosing: Choosing) -> Judged:
     """Return every option for carrying a load (in the unit of the curves) within the SLA."""
     capacity = simulated.capacity(sla)
-    found = decide(capacity, simulated.prices, load, choosing.risk, simulated.most_pods(choosing))
+    most_pods = choosing.most_pods(one.profile for one in simulated.offered)
+    found = decide(capacity, simulated.prices, load, choosing.risk, most_pods)
     best = found.best
-    middle = np.percentile(capacity, [50.0, *INTERVAL], axis=0)
+    middle = np.quantile(capacity, [0.5, *INTERVAL], axis=0)
     promise = (sla.limits, sla.max_failure_rate, load)
     options = [_option(simulated, at, promise, found, middle[:, at]) for at in found.order.tolist()]
     first = options[0] if best is not None else None
@@ -152,8 +143,8 @@ def _too_long(curve: Curve, most_failures: float) -> str:
 def forecast_of(simulated: Simulated, at: int, limit: Limit, load: float) -> Forecast:
     """Return the latency that a limit is about, of one pod of a service under a load."""
     drawn = simulated.curves[at].figure(limit, load, simulated.speeds[at], simulated.think_time_s)
-    # As np.percentile with method="nearest", which takes ten times as long for so few draws.
-    middle = np.sort(drawn)[np.rint(np.array([50.0, *INTERVAL]) / 100 * (len(drawn) - 1)).astype(int)]
+    # As np.quantile with method="nearest", which takes ten times as long for so few draws.
+    middle = np.sort(drawn)[np.rint(np.array([0.5, *INTERVAL]) * (len(drawn) - 1)).astype(int)]
     return Forecast(
         limit,
         float(middle[0]),

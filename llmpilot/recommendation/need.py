@@ -1,4 +1,7 @@
-"""From an SLA to what a predictor can judge: medians of nTTFT and ITL, 1% of failures. Refuses the rest."""
+"""From an SLA to what the paper's predictors can judge: medians of nTTFT and ITL, 1% of failures.
+
+Refuses the rest.
+"""
 
 from math import inf
 
@@ -42,10 +45,10 @@ def median_limits(sla: Sla) -> dict[str, float]:
     others = [limit for limit in sla.limits if limit.latency not in PREDICTED or limit.statistic != "p50"]
     if others:
         raise ConfigError(
-            "predictions are of the medians of nTTFT and ITL: there is none of other limits",
+            "from the paper's measurements only medians of nTTFT and ITL are predicted",
             given=" ".join(dict.fromkeys(typed for limit in others for typed in _as_typed(limit, sla))),
-            cure="limit sla.nttft_ms and sla.itl_ms at sla.percentile=50; a characterization measures all "
-            "percentiles of a service that runs",
+            cure="limit sla.nttft_ms and sla.itl_ms at sla.percentile=50; task=recommend engine=vllm "
+            "predicts every percentile",
         )
     if not sla.limits:
         raise ConfigError(

@@ -4,7 +4,7 @@ Answered from the published measurements by a predictor that was evaluated on th
 was scored: what a pod takes is a level of the ladder that was measured.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +14,26 @@ from numpy.typing import NDArray
 from llmpilot.config import Gpu, Limit, Model, Sla
 from llmpilot.predict.decision import Deployments, Need, decide, drawn_users_max
 from llmpilot.predict.prediction import Metric, Prediction
-from llmpilot.recommendation.answer import LIKELY, Answer, Forecast, NextMeasurement, Option, Trust
+from llmpilot.recommendation.answer import (
+    INTERVAL,
+    LIKELY,
+    UNFIT,
+    Answer,
+    Forecast,
+    NextMeasurement,
+    Option,
+    Trust,
+)
 from llmpilot.recommendation.fitting import split_by_fit
 from llmpilot.recommendation.learn import Learned
 from llmpilot.recommendation.need import need_of
 from llmpilot.recommendation.question import Choosing
-from llmpilot.recommendation.settle import CANDIDATES, Floats, settled_by, worth_of_measuring
+from llmpilot.recommendation.settle import CANDIDATES, Stakes, settled_by, worth_of_measuring
 from llmpilot.recommendation.trust import judge_trust
 from llmpilot.recommendation.unseen import widen_unseen
+from llmpilot.workload import WorkloadModel
 
 PAPER_ENGINE = "tgis"
-INTERVAL = (0.1, 0.9)
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,8 @@ class PaperQuestion:
     users: int
     sla: Sla
     profiles: tuple[Gpu, ...]
-    heaviest_request_tokens: int
+    workload: str
+    sent: WorkloadModel
     choosing: Choosing
 
 
@@ -59,16 +69,15 @@ def rank_paper(question: PaperQuestion, learned: Learned) -> PaperRanking:
         ConfigError: the SLA has limits that such predictions say nothing about.
     """
     need = need_of(question.users, question.sla)
-    fit, unfit = split_by_fit(question.model, question.profiles, question.heaviest_request_tokens)
+    fit, unfit = split_by_fit(question.model, question.profiles, question.sent.heaviest_weight)
     misfits = [_unfit(question.model, gpu, why) for gpu, why in unfit]
     if not fit:
-        trust = Trust("high", "that it does not fit is arithmetic, not a prediction")
-        return PaperRanking(tuple(misfits), None, None, None, np.zeros((1, 0)), trust)
+        return PaperRanking(tuple(misfits), None, None, None, np.zeros((1, 0)), UNFIT)
     prediction = learned.fitted.predict(question.model, fit, learned.users, learned.own)
     prediction = widen_unseen(prediction, learned.evidence, learned.measured_on)
     capacity = drawn_users_max(prediction, need).astype(np.float64)
     prices = np.array([gpu.cost_per_hour for gpu in fit])
-    found = decide(capacity, prices, need.users, question.choosing.risk, most_pods(fit, question.choosing))
+    found = decide(capacity, prices, need.users, question.choosing.risk, question.choosing.most_pods(fit))
     options = [_option(question, prediction, found, at, capacity[:, at]) for at in found.order.tolist()]
     best = options[0] if found.best is not None else None
     ordered = sorted(options, key=lambda one: not one.feasible)
@@ -76,13 +85,6 @@ def rank_paper(question: PaperQuestion, learned: Learned) -> PaperRanking:
     profile = options[0].profile
     trust = _trust(question, need, profile, prediction, learned)
     return PaperRanking((*explained, *misfits), best, found.best, prediction, capacity, trust)
-
-
-def most_pods(profiles: Iterable[Gpu], choosing: Choosing) -> NDArray[np.float64] | None:
-    """Return how many pods of each profile there may be; None: any number."""
-    if choosing.max_gpus is None:
-        return None
-    return np.array([float(choosing.max_gpus // gpu.count) for gpu in profiles])
 
 
 def _unfit(model: Model, gpu: Gpu, why: str) -> Option:
@@ -176,7 +178,9 @@ def answered_paper(question: PaperQuestion, learned: Learned, predictor: str, pr
         why_not_served="TGIS is the paper's server; engine=vllm, sglang and trtllm have a command line",
         measured={"rows": measured, "profiles": list(learned.measured_on)},
         notes=(
-            "medians under the paper's workload of 2023 (123 tokens in, 19 out on average) with IBM's TGIS; "
+            f"medians under the workload {question.workload} "
+            f"({question.sent.mean('input_tokens'):.0f} tokens in, "
+            f"{question.sent.mean('output_tokens'):.0f} out on average) with IBM's TGIS of 2023; "
             "engine=vllm answers for today's services and any workload",
         ),
     )
@@ -190,9 +194,9 @@ def _question_facts(question: PaperQuestion, predictor: str, prices: str) -> dic
         "think_time_s": 0.0,
         "arrival": "closed",
         "workload": {
-            "name": "paper",
-            "input_tokens_mean": 123.0,
-            "output_tokens_mean": 19.0,
+            "name": question.workload,
+            "input_tokens_mean": round(question.sent.mean("input_tokens"), 1),
+            "output_tokens_mean": round(question.sent.mean("output_tokens"), 1),
             "cached_share": 0.0,
         },
         "sla": question.sla.model_dump(),
@@ -222,15 +226,11 @@ def _next_measurement(question: PaperQuestion, learned: Learned, found: PaperRan
         return NextMeasurement(
             "this predictor states no uncertainty: what a measurement is worth is not known"
         )
-
-    def choose(capacity: Floats, prices: Floats) -> tuple[int, int] | None:
-        best = decide(capacity, prices, question.users, choosing.risk)
-        return None if best.best is None else (best.best, int(best.pods[best.best]))
-
     profiles = prediction.profiles
     done = set(learned.measured_on)
     candidates = [at for at, gpu in enumerate(profiles) if gpu.label not in done]
     candidates = sorted(candidates, key=lambda at: profiles[at].cost_per_hour)[:CANDIDATES]
     prices = np.array([gpu.cost_per_hour for gpu in profiles])
-    worth = worth_of_measuring(found.capacity, prices, question.users, choose, candidates)
+    stakes = Stakes(prices, question.users, choosing.risk, choosing.most_pods(profiles))
+    worth = worth_of_measuring(found.capacity, stakes, candidates)
     return settled_by(worth, profiles, choosing)

@@ -1,8 +1,11 @@
 """What is asked: a load of a workload to carry within an SLA, and what may be chosen to carry it."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from llmpilot.config import Facts, Gpu, Model, NonNegative, Sla
@@ -78,6 +81,12 @@ class Choosing(Facts):
     max_gpus: PositiveInt | None = None
     hours: PositiveFloat = HOURS_PER_MONTH
     hours_per_month: Annotated[float, Field(gt=0, le=744)] = HOURS_PER_MONTH
+
+    def most_pods(self, profiles: Iterable[Gpu]) -> NDArray[np.float64] | None:
+        """Return how many pods of each profile there may be; None: any number."""
+        if self.max_gpus is None:
+            return None
+        return np.array([float(self.max_gpus // gpu.count) for gpu in profiles])
 
     @property
     def rule(self) -> dict[str, Any]:

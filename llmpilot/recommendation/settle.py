@@ -5,18 +5,19 @@ what a run on one option would show, all draws are conditioned on that, and one 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmpilot.config import Gpu
+from llmpilot.predict.decision import decide
 from llmpilot.recommendation.answer import NextMeasurement
 from llmpilot.recommendation.question import Choosing
 
 Floats = NDArray[np.float64]
-Decide = Callable[[Floats, Floats], tuple[int, int] | None]
-"""From capacities [draws, options] and prices [options] to an option and its pods; None: nothing will do."""
+Chosen = tuple[int, int] | None
+"""An option and its pods; None: nothing will do."""
 
 OUTCOMES = 24
 """Outcomes that are tried for each measurement."""
@@ -34,6 +35,49 @@ NOTHING = 1e-6
 
 
 @dataclass(frozen=True)
+class Stakes:
+    """What is chosen among: the price of a pod of each option [$ per hour], the load to carry, the risk, and
+    how many pods of each option there may be (None: any number)."""
+
+    prices: Floats
+    load: float
+    risk: float | None = None
+    most_pods: Floats | None = None
+
+    def among(self, options: Sequence[int]) -> "Stakes":
+        """Return the same of some options only."""
+        kept = list(options)
+        most = None if self.most_pods is None else self.most_pods[kept]
+        return replace(self, prices=self.prices[kept], most_pods=most)
+
+    def choice(self, capacity: Floats) -> Chosen:
+        """Return what is chosen by what pods take in each draw [draws, options]."""
+        found = decide(capacity, self.prices, self.load, self.risk, self.most_pods)
+        return None if found.best is None else (found.best, int(found.pods[found.best]))
+
+    def costs(self, capacity: Floats) -> Floats:
+        """Return the price of what suffices of each option in each draw [draws, options]; inf: nothing."""
+        with np.errstate(divide="ignore"):
+            pods = np.ceil(self.load / np.where(capacity > 0, capacity, np.nan))
+        possible = np.isfinite(pods)
+        if self.most_pods is not None:
+            possible &= pods <= self.most_pods
+        return np.asarray(np.where(possible, pods * self.prices, np.inf))
+
+    def loss(self, choice: Chosen, capacity: Floats) -> float:
+        """Return the mean loss of a choice over the draws [$ per hour]."""
+        best = self.costs(capacity).min(axis=1)
+        possible = np.isfinite(best)
+        if choice is None:
+            return float(np.where(possible, best, 0.0).mean())
+        option, pods = choice
+        cost = pods * self.prices[option]
+        kept = pods * capacity[:, option] >= self.load
+        broken = np.where(possible, best, cost)
+        return float(np.where(kept, cost - np.where(kept, best, 0.0), broken).mean())
+
+
+@dataclass(frozen=True)
 class Worth:
     """What measuring one option is worth: `gain` saved in expectation [$ per hour of serving], `settles` the
     share of its possible outcomes that change the choice."""
@@ -43,32 +87,38 @@ class Worth:
     settles: float
 
 
-def worth_of_measuring(
-    capacity: Floats, prices: Floats, load: float, decide: Decide, measured: Sequence[int]
-) -> list[Worth]:
+def worth_of_measuring(capacity: Floats, stakes: Stakes, measured: Sequence[int]) -> list[Worth]:
     """Return what a measurement of each of the options in `measured` is worth, in their order.
 
     A choice that carries the load loses what it costs more than the best one; one that does not, or no choice
     where there is one, loses as much as paying the best one twice.
     """
-    now = decide(capacity, prices)
-    rivals = _rivals(capacity, prices, load, None if now is None else now[0])
-    reduced, theirs = capacity[:, rivals], prices[rivals]
-    first = decide(reduced, theirs)
+    now = stakes.choice(capacity)
+    rivals = _rivals(capacity, stakes, None if now is None else now[0])
+    theirs = stakes.among(rivals)
+    first = theirs.choice(capacity[:, rivals])
     found = []
     for option in measured:
         gained, changed = 0.0, 0
         for moved in _after_measuring(capacity, option, rivals):
-            then = decide(moved, theirs)
+            then = theirs.choice(moved)
             if then != first:
-                gained += _loss(first, moved, theirs, load) - _loss(then, moved, theirs, load)
+                gained += theirs.loss(first, moved) - theirs.loss(then, moved)
                 changed += 1
         found.append(Worth(option, max(0.0, gained / OUTCOMES), changed / OUTCOMES))
     return found
 
 
-def settled_by(worth: Sequence[Worth], profiles: Sequence[Gpu], choosing: Choosing) -> NextMeasurement:
-    """Return the measurement that is worth most beyond its own cost, or why there is none."""
+def settled_by(
+    worth: Sequence[Worth],
+    profiles: Sequence[Gpu],
+    choosing: Choosing,
+    command: Callable[[int], str] | None = None,
+) -> NextMeasurement:
+    """Return the measurement that is worth most beyond its own cost, or why there is none.
+
+    `command` says how an option is measured.
+    """
 
     def net(one: Worth) -> float:
         return one.gain * choosing.hours - RUN_HOURS * profiles[one.option].cost_per_hour
@@ -87,6 +137,7 @@ def settled_by(worth: Sequence[Worth], profiles: Sequence[Gpu], choosing: Choosi
         profile,
         best.gain,
         cost,
+        None if command is None else command(best.option),
     )
 
 
@@ -111,31 +162,11 @@ def _after_measuring(capacity: Floats, option: int, rivals: Sequence[int]) -> li
     ]
 
 
-def _rivals(capacity: Floats, prices: Floats, load: float, chosen: int | None) -> list[int]:
-    costs = _costs(capacity, prices, load)
+def _rivals(capacity: Floats, stakes: Stakes, chosen: int | None) -> list[int]:
+    costs = stakes.costs(capacity)
     with np.errstate(invalid="ignore"):
         near = (costs <= NEAR * costs.min(axis=1, keepdims=True)) & np.isfinite(costs)
     share = near.mean(axis=0)
     if chosen is not None:
         share[chosen] = 1.0
     return sorted(np.argsort(-share, kind="stable")[:RIVALS].tolist())
-
-
-def _loss(choice: tuple[int, int] | None, capacity: Floats, prices: Floats, load: float) -> float:
-    """Return the mean loss of a choice over the draws [$ per hour]."""
-    best = _costs(capacity, prices, load).min(axis=1)
-    possible = np.isfinite(best)
-    if choice is None:
-        return float(np.where(possible, best, 0.0).mean())
-    option, pods = choice
-    cost = pods * prices[option]
-    kept = pods * capacity[:, option] >= load
-    broken = np.where(possible, best, cost)
-    return float(np.where(kept, cost - np.where(kept, best, 0.0), broken).mean())
-
-
-def _costs(capacity: Floats, prices: Floats, load: float) -> Floats:
-    """Return the price of what suffices of each option in each draw [draws, options]; infinity: nothing."""
-    with np.errstate(divide="ignore"):
-        pods = np.ceil(load / np.where(capacity > 0, capacity, np.nan))
-    return np.asarray(np.where(np.isfinite(pods), pods * prices, np.inf))

@@ -2,23 +2,22 @@
 settle it, and how to serve it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from llmpilot import catalog
-from llmpilot.config import Gpu, Sla
+from llmpilot.config import Sla
 from llmpilot.errors import ConfigError
-from llmpilot.predict.decision import decide
 from llmpilot.predict.service.curves import Curve, Speeds, curves
 from llmpilot.predict.service.first_token import as_seen
 from llmpilot.predict.service.knowledge import Knowledge
 from llmpilot.recommendation.answer import Answer, NextMeasurement
-from llmpilot.recommendation.forecast import Floats, Judged, Simulated, judged
+from llmpilot.recommendation.forecast import Judged, Simulated, judged
 from llmpilot.recommendation.offers import kv_capacity_or_why, step_model_of
 from llmpilot.recommendation.question import Offered, Question, question_facts
 from llmpilot.recommendation.serve_line import serve_line
-from llmpilot.recommendation.settle import CANDIDATES, settled_by, worth_of_measuring
+from llmpilot.recommendation.settle import CANDIDATES, Stakes, settled_by, worth_of_measuring
 from llmpilot.recommendation.trust_today import trust_of
 from llmpilot.simulator.lanes import LaneService
 from llmpilot.simulator.step_model import StepModel
@@ -179,30 +178,25 @@ def _next_measurement(
     if not simulated.offered:
         return NextMeasurement("no measurement makes it fit")
     choosing, load = question.choosing, question.asked.load
-
-    def choose(capacity: Floats, prices: Floats) -> tuple[int, int] | None:
-        found = decide(capacity, prices, load, choosing.risk)
-        return None if found.best is None else (found.best, int(found.pods[found.best]))
-
-    candidates = _candidates(simulated, result)
-    worth = worth_of_measuring(result.capacity, simulated.prices, load, choose, candidates)
     profiles = [one.profile for one in simulated.offered]
-    found = settled_by(worth, profiles, choosing)
-    if found.profile is None:
-        return found
-    return replace(found, command=_command(question, found.profile))
+    stakes = Stakes(simulated.prices, load, choosing.risk, choosing.most_pods(profiles))
+    worth = worth_of_measuring(result.capacity, stakes, _candidates(result))
+    return settled_by(worth, profiles, choosing, lambda option: _command(question, simulated.offered[option]))
 
 
-def _candidates(simulated: Simulated, result: Judged) -> list[int]:
+def _candidates(result: Judged) -> list[int]:
     """Return the best options that take anything, in order."""
     order = [int(at) for at in result.deployments.order if np.median(result.capacity[:, int(at)]) > 0]
     return order[:CANDIDATES]
 
 
-def _command(question: Question, profile: Gpu) -> str:
+def _command(question: Question, offered: Offered) -> str:
     """Return the command that measures a service that somebody has started, reached by its URL."""
+    profile, precision = offered.profile, offered.model.precision
     names = {gpu.name: option for option, gpu in catalog.gpus().items()}
+    other = "" if precision == question.model.precision else f" precision={precision}"
     return (
         f"python -m llmpilot +gpu={names.get(profile.name, profile.name)} gpu.count={profile.count} "
-        f"+model={question.model_option} engine=openai deployment=external deployment.url=http://HOST:8000"
+        f"+model={question.model_option}{other} engine=openai engine.serves={offered.engine.name} "
+        "deployment=external deployment.url=http://HOST:8000"
     )

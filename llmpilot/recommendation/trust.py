@@ -1,4 +1,4 @@
-"""How far to trust a recommendation: by the errors that the predictor made where it was checked.
+"""How far to trust an answer to the paper's question: by the errors of the predictor where it was checked.
 
 An LLM left out while the predictor learned was as new to it as the user's is. Of these, those that count are
 of the user's kind and lay at least as far from the LLMs it had learned from.
@@ -25,7 +25,7 @@ LEFT_OUT_FILE = Path(__file__).parent / "left_out.json"
 
 
 @dataclass(frozen=True)
-class Trust:
+class PaperTrust:
     """The worst of all that speaks for or against, and each of it in a sentence."""
 
     level: Level
@@ -73,7 +73,7 @@ class Evidence:
 
 def judge_trust(
     model: Model, recommended: Gpu | None, evidence: Evidence, measured_on: Sequence[str]
-) -> Trust:
+) -> PaperTrust:
     """Return how far to trust predictions of this model, and of the profile that is recommended.
 
     `measured_on` are the profiles that this very model was measured on (`1 x H100`).
@@ -88,7 +88,7 @@ def judge_trust(
             ("high", f"the data were measured with {', '.join(evidence.engines)}: other engines differ")
         )
     worst = max((level for level, _ in said), key=LEVELS.index)
-    return Trust(worst, tuple(reason for _, reason in said))
+    return PaperTrust(worst, tuple(reason for _, reason in said))
 
 
 def kind_of(model: Model) -> str:

@@ -1,12 +1,10 @@
 """How far to trust what is said of today's services: by what is known of the one that is recommended."""
 
 from llmpilot.predict.service.knowledge import Knowledge
-from llmpilot.recommendation.answer import Trust
+from llmpilot.recommendation.answer import UNFIT, Trust
 from llmpilot.recommendation.forecast import Judged, Simulated
 from llmpilot.recommendation.offers import step_model_of
 from llmpilot.recommendation.question import Offered, Question
-
-UNFIT = Trust("high", "that it does not fit is arithmetic, not a prediction")
 
 
 def trust_of(question: Question, knowledge: Knowledge, simulated: Simulated, result: Judged) -> Trust:

@@ -12,12 +12,12 @@ from llmpilot import catalog
 from llmpilot.config import LATENCIES, STATISTICS, Gpu, Limit, Model
 from llmpilot.engine.scheduled import ScheduledEngine
 from llmpilot.errors import ConfigError
-from llmpilot.recommendation.answer import Forecast, Option
+from llmpilot.recommendation.answer import UNFIT, Forecast, Option
 from llmpilot.recommendation.ask import asked_of, engines_of, question_of
 from llmpilot.recommendation.forecast import forecast_of
 from llmpilot.recommendation.question import HOURS_PER_MONTH, Question
 from llmpilot.recommendation.today import answered
-from llmpilot.recommendation.trust_today import UNFIT, trust_in
+from llmpilot.recommendation.trust_today import trust_in
 from llmpilot.serving.bundle import Bundle
 from llmpilot.serving.rows import Asked, Known, Sent, in_row, names_of
 from llmpilot.serving.shelf import Kept, Shelf
@@ -47,7 +47,7 @@ class Recommender:
         self._engines: Kept[str, ScheduledEngine] = Kept(KEPT)
 
     def answer(self, asked: Sequence[Asked]) -> list[Answer]:
-        """Return the answers, in order; `signature.ANSWER` says what their fields mean.
+        """Return the answers, in order; `signature.TEXTS`, `NUMBERS` and `LISTS` name their fields.
 
         Raises:
             ConfigError: a row that cannot be answered: says which, and why.

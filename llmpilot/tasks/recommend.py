@@ -180,7 +180,7 @@ def _of_the_paper(asked: _Asked) -> Answer:
     with err.status(f"fitting {predictor.name} on {len(data)} measurements"):
         learned = learn(data, model, predictor, workload=str(cfg.workload.name), seed=parse_seed(cfg.seed))
     question = PaperQuestion(
-        model, asked.demand.users, asked.sla, asked.profiles, workload.heaviest_weight, asked.choosing
+        model, asked.demand.users, asked.sla, asked.profiles, str(cfg.workload.name), workload, asked.choosing
     )
     return answered_paper(question, learned, predictor.name, asked.prices.label)
 

@@ -7,6 +7,7 @@ from tracked import client_here, read
 
 from llmpilot import catalog, tracking
 from llmpilot.config import Tracking
+from llmpilot.emulator import FixedTiming, Options, example_service, in_process
 from llmpilot.predict.service.knowledge import shipped_knowledge
 from llmpilot.predict.service.own_levels import own_levels
 from llmpilot.simulator.service_settings import service_settings
@@ -52,3 +53,21 @@ def test_a_run_is_simulated_again_as_it_was(run: Run, load: tuple[str, ...]) -> 
     assert conditioned.scale(service) == pytest.approx(knowledge.scale(service), rel=0.05)
     assert conditioned.spread(service) < 0.8 * knowledge.spread(service)
     assert conditioned.kin(service).case == "service"
+
+
+@pytest.mark.parametrize(("said", "rows"), [((), 0), (("engine.serves=sglang",), 1)])
+def test_a_server_that_was_there_counts_as_the_engine_it_is_said_to_run(
+    run: Run, said: tuple[str, ...], rows: int
+) -> None:
+    with in_process(example_service(), Options(fixed=FixedTiming(ttft_ms=20, itl_ms=5))) as emulator:
+        ran = run(
+            "+gpu=h100", "+model=qwen3_14b", "engine=openai", "engine.vocabulary_size=30000", *said,
+            "deployment=external", f"deployment.url={emulator.url}", "load.users=[2]", "load.duration_s=4",
+            "load.warmup_s=0.5", "workload=fixed", "workload.input_tokens=64", "workload.output_tokens=16",
+            "result_file=r.json",
+        )  # fmt: skip
+    assert ran.code == 0, ran.err
+    client_here().set_tag(read("r.json")["run_id"], tracking.TAG_MEASUREMENT, "measured")
+    found = own_levels(STORE)
+    assert [one.level.service.settings.engine for one in found] == ["sglang"] * rows
+    assert all(one.tpot_ms == pytest.approx(5, rel=0.5) for one in found)

@@ -129,6 +129,8 @@ def test_fp8_is_no_slower_and_the_answer_says_what_it_wins(recommend: Callable[.
         assert by[count, "fp8"]["capacity_per_pod"] >= by[count, "bf16"]["capacity_per_pod"]
     if result["recommended"]["precision"] == "fp8":
         assert "--quantization fp8" in result["serve"]
+    if command := result["next_measurement"]["command"]:
+        assert "engine.serves=vllm" in command
 
 
 def test_users_who_think_need_less(recommend: Callable[..., dict[str, Any]]) -> None:

@@ -161,8 +161,8 @@ def winner() -> Answer:
             gpu("h100"),
             0.31,
             0.8,
-            "python -m llmpilot +gpu=h100 gpu.count=1 +model=llama_3_1_8b engine=openai deployment=external "
-            "deployment.url=http://HOST:8000",
+            "python -m llmpilot +gpu=h100 gpu.count=1 +model=llama_3_1_8b engine=openai "
+            "engine.serves=vllm deployment=external deployment.url=http://HOST:8000",
         ),
         rule=RULE,
         hours_per_month=730.0,

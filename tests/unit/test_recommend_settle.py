@@ -1,19 +1,18 @@
 """What a measurement is worth: nothing where nothing is unsure, and most where it tells most."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from llmpilot.predict.decision import decide
-from llmpilot.recommendation.settle import NOISE, Floats, _after_measuring, worth_of_measuring
+from llmpilot.recommendation.settle import NOISE, Floats, Stakes, _after_measuring, worth_of_measuring
 
 PRICES = np.array([2.448, 2.176, 12.29])
 LOAD = 80.0
 DRAWS = 200
 
 
-def choose(capacity: Floats, prices: Floats) -> tuple[int, int] | None:
-    found = decide(capacity, prices, LOAD, 0.1)
-    return None if found.best is None else (found.best, int(found.pods[found.best]))
+STAKES = Stakes(PRICES, LOAD, 0.1)
 
 
 def unsure(sigma: float, *, alike: bool = True) -> Floats:
@@ -27,14 +26,14 @@ def unsure(sigma: float, *, alike: bool = True) -> Floats:
 
 
 def test_where_nothing_is_unsure_nothing_is_gained() -> None:
-    for one in worth_of_measuring(unsure(0.0), PRICES, LOAD, choose, [0, 1, 2]):
+    for one in worth_of_measuring(unsure(0.0), STAKES, [0, 1, 2]):
         assert (one.gain, one.settles) == (0.0, 0.0)
 
 
 def test_what_tells_about_the_doubtful_option_is_worth_most() -> None:
     capacity = unsure(0.8)
-    assert choose(capacity, PRICES) == (2, 10)
-    a10, t4, h100 = worth_of_measuring(capacity, PRICES, LOAD, choose, [0, 1, 2])
+    assert STAKES.choice(capacity) == (2, 10)
+    a10, t4, h100 = worth_of_measuring(capacity, STAKES, [0, 1, 2])
     # The T4 errs as the A10 does: measuring it tells as much, although it will never be chosen.
     assert a10.gain > 0
     assert t4.gain == pytest.approx(a10.gain, rel=0.25)
@@ -42,8 +41,16 @@ def test_what_tells_about_the_doubtful_option_is_worth_most() -> None:
     assert 0.2 < a10.settles < 0.9
 
 
+def test_a_measurement_that_could_only_lead_to_more_gpus_than_there_may_be_is_worth_nothing() -> None:
+    capacity = unsure(0.8)
+    assert worth_of_measuring(capacity, STAKES, [0])[0].gain > 0
+    # An A10 that takes 1 to 40 users: no draw needs fewer than 2 pods of it.
+    capped = replace(STAKES, most_pods=np.array([1.0, 100.0, 100.0]))
+    assert worth_of_measuring(np.minimum(capacity, 40.0), capped, [0])[0].gain == 0.0
+
+
 def test_of_independent_errors_only_the_measured_one_is_learned() -> None:
-    on_a10, on_t4 = worth_of_measuring(unsure(0.8, alike=False), PRICES, LOAD, choose, [0, 1])
+    on_a10, on_t4 = worth_of_measuring(unsure(0.8, alike=False), STAKES, [0, 1])
     assert on_a10.gain > 3 * on_t4.gain
 
 
