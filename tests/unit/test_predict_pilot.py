@@ -18,7 +18,7 @@ from llmpilot.predict.pilot.fitted import FACTS_FILE, load_pilot
 from llmpilot.predict.pilot.lessons import MOST_SEEN, carried, lessons_of
 from llmpilot.predict.pilot.physics import fit_physics, weights_of
 from llmpilot.predict.pilot.pilot import Pilot
-from llmpilot.predict.pilot.residuals import SPREAD, Cluster, Residuals, fit_residuals
+from llmpilot.predict.pilot.residuals import SPREAD, Cluster, Residuals, fit_residuals, fit_widths
 from llmpilot.predict.pilot.simulated import _network, fit_simulator, inputs_of, reference_of
 from llmpilot.predict.pilot.trees import to_booster
 from llmpilot.predict.prediction import FAILURES_ALLOWED
@@ -133,6 +133,11 @@ def test_variances_are_found_again() -> None:
     assert found[4] == pytest.approx(variances[4], rel=0.5)
     assert found[:2].sum() == pytest.approx(0.10, rel=0.5)
     assert found[2:4].sum() == pytest.approx(0.05, rel=0.5)
+    by_traits, alike = fit_widths(clusters)
+    assert by_traits == fitted
+    assert by_traits.scale(traits)[7] > 2 * by_traits.scale(traits)[0]
+    assert alike.scale(traits) == pytest.approx(np.ones(48))
+    assert sum(alike.variances) > sum(found)  # what no trait explains
 
 
 def test_keeps_everything_in_files_without_code(few: Dataset, tmp_path: Path) -> None:
@@ -317,16 +322,29 @@ def test_what_an_llm_loses_at_its_best_is_no_failure_of_a_gpu(data: Dataset) -> 
     assert said[:, 0].max() < 0.1  # measured: none fails with one user
 
 
-def test_draws_are_wider_where_requests_wait_and_without_kin(data: Dataset) -> None:
+def test_half_of_the_draws_are_wider_where_requests_wait_and_without_kin(data: Dataset) -> None:
     fitted = SMALL.fit(data, seed=1)
     model, profiles = catalog.models(["llama_13b"])["llama_13b"], catalog.gpu_profiles(["a100"])
     draws = fitted.predict(model, profiles, USERS).draws
     alone = replace(fitted, kin=(0, 0, 0)).predict(model, profiles, USERS).draws
     assert draws is not None
     assert alone is not None
-    spread, spread_alone = (one.logs("nttft_ms").std(axis=0) for one in (draws, alone))
+    half = SMALL.draws // 2
+    logs, logs_alone = (one.logs("nttft_ms") for one in (draws, alone))
+    spread, spread_alone = (one[:half].std(axis=0) for one in (logs, logs_alone))
     assert spread[0, -1] > 1.3 * spread[0, 0]
     assert (spread_alone > 1.2 * spread).all()
+    assert (logs_alone[half:] == logs[half:]).all()
+
+
+def test_there_are_as_many_draws_as_asked_for_when_halves_are_not_whole(few: Dataset) -> None:
+    fitted = replace(SMALL.fit(few, seed=1), draws=31)
+    model, profiles = catalog.models(["llama_13b"])["llama_13b"], catalog.gpu_profiles(["a100"])
+    draws = fitted.predict(model, profiles, USERS).draws
+    assert draws is not None
+    assert draws.logs("itl_ms").shape == (31, len(profiles), len(USERS))
+    assert np.isfinite(draws.logs("itl_ms")).all()
+    assert (draws.logs("itl_ms").std(axis=0) > 0.01).all()
 
 
 def test_without_counted_failures_nothing_is_said_of_them(few: Dataset, tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ from llmpilot.predict.pilot.measured import ITL, METRICS, NTTFT, Measured, measu
 from llmpilot.predict.pilot.physics import Physics
 from llmpilot.predict.pilot.residuals import Cluster, Residuals
 from llmpilot.predict.pilot.simulated import SimulatorPhysics
-from llmpilot.predict.pilot.straying import PerMetric, Strayed, replaced, strayed, strayed_unseen
+from llmpilot.predict.pilot.straying import PerMetric, PerWidth, Strayed, replaced, strayed, strayed_unseen
 from llmpilot.predict.pilot.trees import predict_all, read_forest
 from llmpilot.predict.prediction import FAILURES_ALLOWED, Draws, Floats, Prediction, Query
 from llmpilot.predict.predictor import Fitted
 
 FACTS_FILE, OUT_OF_FOLD_FILE, FAILURES_FILE = "pilot.json", "out_of_fold.csv", "failures.ubj"
-FORMAT = 3
+FORMAT = 4
 SORT_BY = -1
 """The feature by which rows are alike: the last is the latency of some physics, if there is any."""
 
@@ -46,18 +46,18 @@ class FittedView:
 class FittedPilot(Fitted):
     """What was learned. The same question gets the same answer: `draws` joint samples come from `seed`.
 
-    `residuals` are the spread of each metric; `kin` says how many LLMs of each kind were learned from.
-    With profiles `seen_on` it was learned for one LLM, and `predict` is to be given what was measured of it
-    there; what it is given beyond them moves and narrows the draws. `out_of_fold` has the rows that were
-    learned from (model, gpu, count, users), but for those profiles, and the log errors nttft and itl,
-    measured minus predicted, of predictions made without the row's LLM.
+    `residuals` are the spread of each metric, by each account of its width; `kin` says how many LLMs of each
+    kind were learned from. With profiles `seen_on` it was learned for one LLM, and `predict` is to be given
+    what was measured of it there; what it is given beyond them moves and narrows the draws. `out_of_fold` has
+    the rows that were learned from (model, gpu, count, users), but for those profiles, and the log errors
+    nttft and itl, measured minus predicted, of predictions made without the row's LLM.
     """
 
     known: Known
     closed_form: Physics
     simulator: SimulatorPhysics
     views: tuple[FittedView, ...]
-    residuals: PerMetric[Residuals]
+    residuals: PerMetric[PerWidth[Residuals]]
     kin: tuple[int, int, int]
     failures: xgboost.Booster | None
     seen_on: tuple[Profile, ...]
@@ -66,7 +66,10 @@ class FittedPilot(Fitted):
     out_of_fold: pd.DataFrame
 
     def answer(self, query: Query) -> Prediction:
-        """Return latencies with draws; measured cells are taken as they are, and pull their neighbours."""
+        """Return latencies with draws; measured cells are taken as they are, and pull their neighbours.
+
+        The draws come from all accounts of the residuals' width in equal parts.
+        """
         model, profiles, users = query.model, query.profiles, query.users
         grid, shown = grid_rows(model, profiles, users), measured_of(model, profiles, query.measured)
         learned, shown_besides = shown.split(self.seen_on) if shown else (None, None)
@@ -81,11 +84,16 @@ class FittedPilot(Fitted):
         means, failures = self._forests_say(features, shape)
         traits = self._traits(grid)
         answers, samples = [], []
-        for metric, (strays, pull) in enumerate(drawn):
-            scale = self.residuals[metric].scale(traits).reshape(shape)
-            median = means[metric] + pull * scale
-            sample = strays * scale
+        for metric, of_widths in enumerate(drawn):
+            pulls, sample, first = [], np.empty((self.draws, *shape)), 0
+            for residuals, (strays, pull) in zip(self.residuals[metric], of_widths, strict=True):
+                scale = residuals.scale(traits).reshape(shape)
+                pulls.append(pull * scale)
+                part = sample[first : first + len(strays)]
+                np.multiply(strays[: len(part)], scale, out=part)
+                first += len(strays)
             sample += means[metric]
+            median = means[metric] + np.mean(pulls, axis=0)
             if on_grid is not None:
                 median = np.where(np.isfinite(on_grid[metric]), on_grid[metric], median)
                 sample = np.where(np.isfinite(on_grid[metric]), on_grid[metric], sample)
@@ -109,7 +117,7 @@ class FittedPilot(Fitted):
         users: Sequence[int],
     ) -> Strayed:
         """Return how far the truth may lie from what the trees say, given some measured cells."""
-        draws, seed = self.draws, self.seed
+        draws, seed = -(-self.draws // len(self.residuals[0])), self.seed
         if shown is None:
             return strayed_unseen(self.residuals, profiles, tuple(users), draws, seed)
         missed = self._missed(shown, learned)
@@ -183,7 +191,7 @@ class FittedPilot(Fitted):
             "closed_form": {"factors": self.closed_form.factors, "hosts": self.closed_form.hosts},
             "simulator": self.simulator.factors,
             "views": [view.physics for view in self.views],
-            "residuals": [asdict(one) for one in self.residuals],
+            "residuals": [[asdict(one) for one in widths] for widths in self.residuals],
             "kin": self.kin,
             "seen_on": self.seen_on,
             "failures": self.failures is not None,
@@ -239,8 +247,11 @@ def load_pilot(folder: Path) -> FittedPilot:
             simulator=SimulatorPhysics(facts["simulator"]),
             views=views,
             residuals=tuple(
-                Residuals(tuple(one["variances"]), one["freedom"], tuple(one["widening"]))
-                for one in facts["residuals"]
+                tuple(
+                    Residuals(tuple(one["variances"]), one["freedom"], tuple(one["widening"]))
+                    for one in widths
+                )
+                for widths in facts["residuals"]
             ),
             kin=tuple(facts["kin"]),
             failures=read_forest(folder / FAILURES_FILE) if facts["failures"] else None,

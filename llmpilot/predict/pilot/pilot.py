@@ -2,7 +2,8 @@
 
 Each view is a set of physics whose predictions the trees see beside the facts: closed form and simulator, or
 the simulator alone. Nothing that an LLM's rows are predicted from in training has seen that LLM. A prediction
-is the mean of what all views say.
+is the mean of what all views say. Half of its draws stray from it the further, the harder a cell is to
+predict; half as if all cells were alike.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ from llmpilot.errors import ConfigError
 from llmpilot.predict.pilot.fitted import FittedPilot, FittedView, load_pilot
 from llmpilot.predict.pilot.lessons import OWN, Lessons, lessons_of, physics_of
 from llmpilot.predict.pilot.measured import ITL, NTTFT
-from llmpilot.predict.pilot.residuals import fit_residuals
+from llmpilot.predict.pilot.residuals import fit_widths
 from llmpilot.predict.pilot.shipped import shipped_pilot
 from llmpilot.predict.pilot.trees import grow, to_booster
 from llmpilot.predict.prediction import Floats
@@ -76,7 +77,7 @@ class Pilot(Predictor):
         lessons, physics = lessons_of(data, own), physics_of(data)
         learned = [self._learn(view, lessons, seed + 7919 * number) for number, view in enumerate(self.views)]
         missed = np.mean([missed for _, missed in learned], axis=0)
-        residuals = tuple(fit_residuals(lessons.clusters(missed[:, metric])) for metric in (NTTFT, ITL))
+        residuals = tuple(fit_widths(lessons.clusters(missed[:, metric])) for metric in (NTTFT, ITL))
         keys = data.table[["model", "gpu", "count", "users"]]
         hidden = ~lessons.seen[: len(data)]
         return FittedPilot(

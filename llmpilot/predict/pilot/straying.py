@@ -15,12 +15,14 @@ KEPT_DRAWS = 8
 T = TypeVar("T")
 PerMetric = tuple[T, ...]
 """One for each metric."""
-Strayed = PerMetric[tuple[Floats, Floats]]
+PerWidth = tuple[T, ...]
+"""One for each account of how wide the residuals are."""
+Strayed = PerMetric[PerWidth[tuple[Floats, Floats]]]
 """Joint residuals [draw, profile, users] and their mean [profile, users]."""
 
 
 def strayed(
-    residuals: PerMetric[Residuals],
+    residuals: PerMetric[PerWidth[Residuals]],
     known: PerMetric[Cluster | None],
     *,
     profiles: int,
@@ -28,10 +30,14 @@ def strayed(
     draws: int,
     seed: int,
 ) -> Strayed:
-    """Return how far the truth may lie from what the trees say; `known` is what was measured of it."""
+    """Return how far the truth may lie from what the trees say; `known` is what was measured of it.
+
+    There are as many `draws` of each width.
+    """
     rng, doublings = np.random.default_rng(seed), np.log2(np.asarray(users, dtype=float))
     return tuple(
-        one.draw(profiles, doublings, draws, rng, cells) for one, cells in zip(residuals, known, strict=True)
+        tuple(one.draw(profiles, doublings, draws, rng, cells) for one in widths)
+        for widths, cells in zip(residuals, known, strict=True)
     )
 
 
@@ -44,14 +50,17 @@ def replaced(ours: Strayed, others: Strayed, profiles: list[int]) -> Strayed:
         return mixed
 
     return tuple(
-        (both(drawn, drawn_there, (slice(None), profiles)), both(pull, pull_there, (profiles,)))
-        for (drawn, pull), (drawn_there, pull_there) in zip(ours, others, strict=True)
+        tuple(
+            (both(drawn, drawn_there, (slice(None), profiles)), both(pull, pull_there, (profiles,)))
+            for (drawn, pull), (drawn_there, pull_there) in zip(widths, widths_there, strict=True)
+        )
+        for widths, widths_there in zip(ours, others, strict=True)
     )
 
 
 @lru_cache(maxsize=KEPT_DRAWS)
 def strayed_unseen(
-    residuals: PerMetric[Residuals], profiles: int, users: tuple[int, ...], draws: int, seed: int
+    residuals: PerMetric[PerWidth[Residuals]], profiles: int, users: tuple[int, ...], draws: int, seed: int
 ) -> Strayed:
     """Return what `strayed` does for an LLM that nobody has measured: it is the same for all of them.
 
@@ -59,6 +68,6 @@ def strayed_unseen(
     """
     nothing = (None,) * len(residuals)
     drawn = strayed(residuals, nothing, profiles=profiles, users=users, draws=draws, seed=seed)
-    for array in (array for both in drawn for array in both):
+    for array in (array for widths in drawn for both in widths for array in both):
         array.flags.writeable = False
     return drawn
