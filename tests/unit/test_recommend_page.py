@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -134,7 +135,7 @@ def test_there_is_a_panel_for_each_curve_and_none_besides(
     panels = []
     save = Figure.savefig
 
-    def saved(figure: Figure, *arguments: object, **options: object) -> None:
+    def saved(figure: Figure, *arguments: Any, **options: Any) -> None:
         panels.append(len(figure.axes))
         save(figure, *arguments, **options)
 
