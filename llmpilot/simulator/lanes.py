@@ -43,6 +43,7 @@ DIVERGED = 0.4
 LATENCIES = ("ttft_ms", "nttft_ms", "itl_ms", "tpot_ms", "e2e_ms")
 STATISTICS = ("p50", "p90", "p95", "p99", "mean")
 _QUANTILES = np.array([0.5, 0.9, 0.95, 0.99])
+GAP_SHARES = np.concatenate([np.arange(0.005, 0.99, 0.01), [0.9925, 0.995, 0.9975, 0.999]])
 _WORD = 64
 _AHEAD = 16
 """Words of steps that are searched for the next end at once."""
@@ -102,6 +103,8 @@ class LaneFigures:
     output_tokens_per_s: Numbers
     running: Numbers
     failures: Numbers
+    gap_ms: Numbers
+    """What GAP_SHARES of the gaps between tokens are shorter than [lanes, shares]."""
 
 
 def run_lanes(
@@ -786,6 +789,7 @@ class _Lanes:
             output_tokens_per_s=rate * tokens,
             running=rate * decoding_s,
             failures=failures,
+            gap_ms=np.where(lost[:, None], inf, np.stack([each.gap_ms for each in seen])),
         )
 
     def _seen(self, lane: int) -> "_Seen":
@@ -810,38 +814,41 @@ class _Lanes:
             ended = np.sort(done_ms[np.isfinite(done_ms)])
             rate = _rate_per_s(ended) if len(ended) > 1 else 0.0
             tokens = float((streams.copies * streams.outputs)[begin : begin + max(count, 1)].mean())
-            return _Seen(np.full((len(LATENCIES), len(STATISTICS)), inf), rate, tokens, 0.0)
+            lost = np.full((len(LATENCIES), len(STATISTICS)), inf)
+            return _Seen(lost, rate, tokens, 0.0, np.full(len(GAP_SHARES), inf))
         decoding_ms = done - start
         several = outputs > 1
         gaps = np.maximum(outputs - 1, 1)
         e2e_ms = done - sent
         latencies = np.full((len(LATENCIES), len(STATISTICS)), inf)
+        gap_ms = np.full(len(GAP_SHARES), inf)
         latencies[0], latencies[1] = _statistics(start - sent), _statistics((start - sent) / inputs)
         if several.any():
             latencies[3] = _statistics((decoding_ms / gaps)[several])
-            latencies[2, :-1] = _gap_quantiles(
+            found = _gap_quantiles(
                 time_ms, step, start_at[part][several], done_at[part][several], copies[several]
             )
+            latencies[2, :-1], gap_ms = found[: len(_QUANTILES)], found[len(_QUANTILES) :]
             latencies[2, -1] = (copies * decoding_ms)[several].sum() / (copies * gaps)[several].sum()
         latencies[4] = _statistics(e2e_ms)
         if users:  # by Little's law
             rate = 1e3 * users / (float(e2e_ms.mean()) + users_wait_ms)
         else:
             rate = _rate_per_s(np.sort(done))
-        return _Seen(
-            latencies, rate, float((copies * outputs).mean()), float((copies * decoding_ms).mean()) / 1e3
-        )
+        decoding_s = float((copies * decoding_ms).mean()) / 1e3
+        return _Seen(latencies, rate, float((copies * outputs).mean()), decoding_s, gap_ms)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """Latencies [LATENCIES, STATISTICS] ms of one lane, requests/s, a request's mean output tokens, and how
-    long it decodes, all its sequences together."""
+    """Latencies [LATENCIES, STATISTICS] ms of one lane, requests/s, a request's mean output tokens, how long
+    it decodes, all its sequences together, and what GAP_SHARES of the gaps are shorter than [shares] ms."""
 
     latencies: Numbers
     rate_per_s: float
     tokens: float
     decoding_s: float
+    gap_ms: Numbers
 
 
 def _rate_per_s(ends_ms: Numbers) -> float:
@@ -864,8 +871,11 @@ def _statistics(values: Numbers) -> Numbers:
 def _gap_quantiles(
     time_ms: Numbers, step: Counts, start_at: Counts, done_at: Counts, copies: Ints
 ) -> Numbers:
-    """Return quantiles of the gaps between tokens, of requests that decode from behind one entry of a lane's
-    log up to another one; step k of the log's is over at a time of it."""
+    """Return quantiles of the gaps between tokens, first those of the statistics, then GAP_SHARES.
+
+    Of requests that decode from behind one entry of a lane's log up to another one; step k of the log's is
+    over at a time of it.
+    """
     n = len(time_ms) + 1
     begun = np.bincount(start_at + 1, copies, n) - np.bincount(done_at + 1, copies, n + 1)[:n]
     decoding = np.cumsum(begun)
@@ -883,7 +893,7 @@ def _gap_quantiles(
     gaps_ms = np.concatenate([took_ms, took_ms + waited_ms])
     order = np.argsort(gaps_ms)
     sums = np.cumsum(weights[order])
-    return np.asarray(gaps_ms[order[np.searchsorted(sums, _QUANTILES * sums[-1])]])
+    return np.asarray(gaps_ms[order[np.searchsorted(sums, _ALL_QUANTILES * sums[-1])]])
 
 
 def _lowest(words: NDArray[np.uint64]) -> Ints:
@@ -892,4 +902,5 @@ def _lowest(words: NDArray[np.uint64]) -> Ints:
     return (alone.astype(np.float64).view(np.int64) >> 52) - 1023
 
 
+_ALL_QUANTILES = np.concatenate([_QUANTILES, GAP_SHARES])
 _NEXT_WORDS = np.arange(1, _AHEAD + 1)

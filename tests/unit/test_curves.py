@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from llmpilot import catalog
 from llmpilot.config import Limit
-from llmpilot.predict.service.curves import QUICK, Curve, Speeds, Traffic, curves
+from llmpilot.predict.service.curves import QUICK, Curve, Speeds, Traffic, _mixed_quantiles, curves
 from llmpilot.simulator.factors import shipped_factors
-from llmpilot.simulator.lanes import LaneService, OpenLanes, run_lanes
+from llmpilot.simulator.lanes import GAP_SHARES, LaneService, OpenLanes, run_lanes
 from llmpilot.simulator.service_settings import EngineName, service_settings
 from llmpilot.simulator.step_model import StepModel
 from llmpilot.simulator.step_times import OperatorStepTimes
@@ -241,3 +241,30 @@ def test_users_who_think_are_as_many_as_their_requests_make(room: int | None, th
     made = rate * (think_time_s + e2e_ms / 1e3)
     # Few users, most of whom think, come less at random than very many: there is less of a queue.
     assert 0.88 * made < users < (1.12 if room is None else 1.6) * made
+
+
+def test_a_percentile_of_gaps_jumps_where_the_long_ones_are_as_many() -> None:
+    """4% of gaps are long at one load and 10% at the next: at a sixth of the way 5% are, and p95 is long."""
+
+    def gaps(long_share: float) -> np.ndarray:
+        return np.where(1 - long_share < GAP_SHARES, 50.0, 10.0)
+
+    few, many = gaps(0.04), gaps(0.10)
+    percentiles = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+    before = _mixed_quantiles(few, many, 0.05, percentiles)
+    behind = _mixed_quantiles(few, many, 0.5, percentiles)
+    assert before == pytest.approx({"p50": 10.0, "p95": 10.0, "p99": 50.0}, rel=0.01)
+    assert behind == pytest.approx({"p50": 10.0, "p95": 50.0, "p99": 50.0}, rel=0.01)
+
+
+def test_between_points_gaps_are_as_a_simulation_there_has_them() -> None:
+    """Where p95 jumps between two of the curve's points, and a straight line would be far off."""
+    service, traffic = pod(), Traffic(CONVERSATIONS)
+    (quick,) = curves([service], traffic, 42, effort=QUICK)
+    p95 = limit("itl_ms", "p95", 1.0)
+    rates = np.array([8.0, 10.0, 12.0])
+    requests = traffic.table(1500, 3)
+    arrivals = OpenLanes(traffic.arrivals_ms(rates, np.full(3, 1500), 3))
+    simulated = run_lanes([service], np.zeros(3, dtype=np.int64), arrivals, requests, 3)
+    for rate, itl_ms in zip(rates.tolist(), simulated.latencies["itl_ms", "p95"].tolist(), strict=True):
+        assert quick.figure(p95, rate, EXPECTED)[0] == pytest.approx(itl_ms, rel=0.2)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from llmpilot.config import Limit
 from llmpilot.simulator.lanes import (
+    GAP_SHARES,
     TAIL,
     WARM_UP,
     ClosedLanes,
@@ -38,6 +39,11 @@ LEAST_RATE = 1e-6
 """Of requests/s: that of a service which delivers none at all."""
 BEYOND = 1.3
 """A closed curve's last point has so many times the users that run at once when the service is full."""
+JUMP = 1.25
+"""Percentiles of the gaps between tokens that differ by more between two points have others in between."""
+BETWEEN = 4
+TIE = 1e-9
+"""Equal gaps are told apart by so little, for the share below each to rise."""
 OVERSAMPLED = 16
 """Each request and each gap stands for so many of a larger sample that are alike: less is left to chance."""
 STRATA = 24
@@ -434,7 +440,7 @@ def _curve(
     """Return the curve of some lanes, as far as the service keeps up."""
     kept = np.isfinite(np.stack([values[lanes] for values in figures.latencies.values()])).all(axis=0)
     lanes = lanes[: max(1, int(np.append(kept, False).argmin()))]
-    return Curve(
+    curve = Curve(
         rate_per_s=rates[lanes],
         output_tokens_per_s=figures.output_tokens_per_s[lanes],
         latencies={key: values[lanes] for key, values in figures.latencies.items()},
@@ -442,3 +448,57 @@ def _curve(
         overhead_ms=overhead_ms,
         mean_input_tokens=mean_input_tokens,
     )
+    return _with_points_where_gaps_jump(curve, figures.gap_ms[lanes])
+
+
+def _with_points_where_gaps_jump(curve: Curve, gap_ms: Numbers) -> Curve:
+    """Return the curve with points between those whose gaps between tokens differ much.
+
+    A percentile of the gaps jumps where the share of steps with prompts passes it, and is no straight line.
+    There the gaps are those of both neighbours, in parts that are in proportion to the load; all else is as
+    the curve has it between its points. `gap_ms` [points, shares] is what GAP_SHARES of the gaps are shorter
+    than.
+    """
+    percentiles = {name: float(name[1:]) / 100 for _, name in curve.latencies if name != "mean"}
+    itl = np.stack([curve.latencies["itl_ms", name] for name in percentiles])
+    with np.errstate(invalid="ignore"):
+        jumps = (itl[:, 1:] > JUMP * itl[:, :-1]).any(axis=0) & np.isfinite(gap_ms[1:]).all(axis=1)
+    if not jumps.any() or not np.isfinite(gap_ms).all():
+        return curve
+    shares = np.arange(1, BETWEEN + 1) / (BETWEEN + 1)
+    at = np.arange(len(curve.rate_per_s), dtype=np.float64)
+    place = np.sort(np.concatenate([at, (np.flatnonzero(jumps)[:, None] + shares).ravel()]))
+    latencies = {key: _between(values, place) for key, values in curve.latencies.items()}
+    rates = _between(curve.rate_per_s, place)
+    low = np.minimum(place.astype(np.int64), len(at) - 2)
+    apart = curve.rate_per_s[low + 1] - curve.rate_per_s[low]
+    weights = np.divide(rates - curve.rate_per_s[low], apart, out=np.zeros(len(place)), where=apart > 0)
+    for row in np.flatnonzero(place != np.rint(place)).tolist():
+        mixed = _mixed_quantiles(gap_ms[low[row]], gap_ms[low[row] + 1], weights[row], percentiles)
+        for name, value in mixed.items():
+            latencies["itl_ms", name][row] = value
+    return Curve(
+        rate_per_s=rates,
+        output_tokens_per_s=_between(curve.output_tokens_per_s, place),
+        latencies=latencies,
+        failures=np.interp(place, at, curve.failures),
+        overhead_ms=curve.overhead_ms,
+        mean_input_tokens=curve.mean_input_tokens,
+    )
+
+
+def _between(values: Numbers, place: Numbers) -> Numbers:
+    """Return positive values at places between their own, straight lines in logarithms."""
+    return np.asarray(np.exp(np.interp(place, np.arange(len(values)), np.log(values))))
+
+
+def _mixed_quantiles(
+    one: Numbers, other: Numbers, weight: float, percentiles: Mapping[str, float]
+) -> dict[str, float]:
+    """Return percentiles of two distributions together, of which the other has this weight; each [shares] is
+    what GAP_SHARES of it are less than."""
+    both = [np.log(quantiles) + TIE * GAP_SHARES for quantiles in (one, other)]
+    logs = np.sort(np.concatenate(both))
+    few, many = (np.interp(logs, quantiles, GAP_SHARES, left=0.0, right=1.0) for quantiles in both)
+    below = (1 - weight) * few + weight * many
+    return {name: float(np.exp(np.interp(share, below, logs))) for name, share in percentiles.items()}
