@@ -15,8 +15,6 @@ TrustLevel = Literal["high", "medium", "low"]
 Interval = tuple[float, float]
 INTERVAL = (0.1, 0.9)
 """Quantiles of the intervals that are stated: 8 of 10 services should lie within."""
-LIKELY = 0.5
-"""What keeps the SLA with less than this, however many pods there are, is no option unless it is the best."""
 FREE_LIMIT = "throughput"
 """What binds where no limit does: beyond it requests pile up."""
 

@@ -5,6 +5,7 @@ others are asked. Knows nothing of how the options are shown.
 """
 
 from dataclasses import dataclass
+from math import ceil, inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from llmpilot.config import Limit, Sla
 from llmpilot.predict.decision import Deployments, decide
 from llmpilot.predict.service.curves import Curve, Speeds
-from llmpilot.recommendation.answer import INTERVAL, LIKELY, Forecast, Option
+from llmpilot.recommendation.answer import INTERVAL, Forecast, Option
 from llmpilot.recommendation.offers import Unfit
 from llmpilot.recommendation.question import Choosing, Offered
 
@@ -59,6 +60,8 @@ class Judged:
     """Index of the service to take, among the simulated ones."""
     capacity: Floats
     deployments: Deployments
+    first: int | None
+    """Index of the service that comes first, whether it is to be taken or not."""
 
 
 def judged(simulated: Simulated, sla: Sla, load: float, choosing: Choosing) -> Judged:
@@ -67,11 +70,14 @@ def judged(simulated: Simulated, sla: Sla, load: float, choosing: Choosing) -> J
     most_pods = choosing.most_pods(one.profile for one in simulated.offered)
     found = decide(capacity, simulated.prices, load, choosing.risk, most_pods)
     best = found.best
+    order = found.order.tolist()
     middle = np.quantile(capacity, [0.5, *INTERVAL], axis=0)
     promise = (sla.limits, sla.max_failure_rate, load)
-    options = [_option(simulated, at, promise, found, middle[:, at]) for at in found.order.tolist()]
-    first = options[0] if best is not None else None
-    explained = [one if one is first else one.because(first, choosing) for one in _in_order(options)]
+    options = {at: _option(simulated, at, promise, found, middle[:, at]) for at in order}
+    order.sort(key=lambda at: _nearness(options[at], load))
+    first = None if best is None else options[best]
+    ranked = [options[at] for at in order]
+    explained = [one if one is first else one.because(first, choosing) for one in ranked]
     unfit = [
         Option(
             engine=offered.engine.name,
@@ -84,12 +90,15 @@ def judged(simulated: Simulated, sla: Sla, load: float, choosing: Choosing) -> J
         )
         for offered, why in simulated.unfit
     ]
-    return Judged((*explained, *unfit), best, capacity, found)
+    return Judged((*explained, *unfit), best, capacity, found, order[0] if order else None)
 
 
-def _in_order(options: list[Option]) -> list[Option]:
-    """Return the feasible options first, each part in the order it has."""
-    return sorted(options, key=lambda one: not one.feasible)
+def _nearness(option: Option, load: float) -> tuple[bool, bool, bool, float, float]:
+    """Return what options are sorted by: feasible ones as they are, the others by how little they miss."""
+    if option.feasible:
+        return (False, False, False, 0.0, 0.0)
+    gpus = ceil(load / option.capacity) * option.profile.count if option.capacity > 0 else inf
+    return (True, bool(option.reason), option.headroom > 1, gpus, option.headroom)
 
 
 def _unit(simulated: Simulated) -> str:
@@ -105,8 +114,7 @@ def _option(
 ) -> Option:
     limits, most_failures, load = promise
     offered, curve = simulated.offered[at], simulated.curves[at]
-    likely = found.probability[at] >= LIKELY or at == found.best
-    pods = int(found.pods[at]) if likely else 0
+    pods = int(found.pods[at])
     per_pod = load / pods if pods else IDLE
     tokens = None
     if pods:

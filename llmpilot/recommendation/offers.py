@@ -12,6 +12,10 @@ from llmpilot.simulator.step_model import StepModel
 
 Unfit = tuple[Offered, str]
 
+LEAST_HELD = 3.0
+"""Mean requests that the KV cache must hold at once: with less room tokens take longer than is simulated
+(experiments/19_recommendations)."""
+
 
 def offers_of(
     engines: Iterable[ScheduledEngine], models: Iterable[Model], profiles: Sequence[Gpu]
@@ -27,7 +31,7 @@ def offers_of(
 
 
 def kv_capacity_or_why(one: Offered, mean_request_tokens: float) -> int | str:
-    """Return the tokens that the service's KV cache holds, or why it cannot be started."""
+    """Return the tokens that the service's KV cache holds, or why it cannot be offered."""
     model, gpu, engine = one.model, one.profile, one.engine
     try:
         require_units(model, gpu)
@@ -35,11 +39,11 @@ def kv_capacity_or_why(one: Offered, mean_request_tokens: float) -> int | str:
         if model.n_heads % tensor:
             return f"{model.n_heads} attention heads cannot be split evenly over {tensor} GPUs"
         memory = engine.memory(model, gpu)
-        if memory.kv_capacity_tokens < mean_request_tokens:
-            needed = (
-                "" if not memory.kv_capacity_tokens else f", a mean request has {mean_request_tokens:,.0f}"
-            )
-            return f"does not fit: {memory.arithmetic()}{needed}"
+        held = memory.kv_capacity_tokens / mean_request_tokens
+        if held < LEAST_HELD:
+            size = f"requests of {mean_request_tokens:,.0f} tokens"
+            few = f", {held:.1f} {size} at once, where {LEAST_HELD:g} are needed" if held > 0 else ""
+            return f"does not fit: {memory.arithmetic()}{few}"
         return weight_that_fits(engine, model, gpu, None)
     except PilotError as error:
         return error.wrong

@@ -16,7 +16,6 @@ from llmpilot.predict.decision import Deployments, Need, decide, drawn_users_max
 from llmpilot.predict.prediction import Metric, Prediction
 from llmpilot.recommendation.answer import (
     INTERVAL,
-    LIKELY,
     UNFIT,
     Answer,
     Forecast,
@@ -98,8 +97,7 @@ def _option(
     at: int,
     capacity: NDArray[np.float64],
 ) -> Option:
-    likely = found.probability[at] >= LIKELY or at == found.best
-    pods = int(found.pods[at]) if likely else 0
+    pods = int(found.pods[at])
     load = -(-question.users // pods) if pods else 1
     low, middle, high = np.quantile(capacity, [INTERVAL[0], 0.5, INTERVAL[1]], method="lower").tolist()
     return Option(

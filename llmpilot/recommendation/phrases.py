@@ -135,9 +135,9 @@ def _load_asked(question: dict[str, Any]) -> str:
     if users is not None:
         think = question.get("think_time_s")
         habit = (
-            f", who think for {think:g} s between requests"
+            f", who think{'s' * (users == 1)} for {think:g} s between requests"
             if think
-            else ", who send the next request at once"
+            else f", who send{'s' * (users == 1)} the next request at once"
         )
         return f"{_count(users, 'user')}{habit}"
     arrival = question.get("arrival")
@@ -236,6 +236,8 @@ def price_beside(option: Option, best: Option | None) -> str:
     if best is None or not best.cost_per_hour or option.cost_per_hour is None or option is best:
         return ""
     ratio = option.cost_per_hour / best.cost_per_hour
+    if abs(ratio - 1) < 0.005:
+        return "the same"
     return f"{ratio - 1:+.0%}" if ratio < 10 else f"{ratio:,.0f} times"
 
 
@@ -353,7 +355,7 @@ def _why_dearer(options: Sequence[Option]) -> str:
 def _why_slow(options: Sequence[Option]) -> str:
     nearest = min(options, key=lambda one: one.headroom)
     worst = _worst(nearest)
-    if worst is None or _used(worst) <= 1:
+    if worst is None or _used(worst) <= 1 or nearest.reason.startswith("too long"):
         return nearest.reason
     return f"too slow ({name_of(worst.limit)} {latency(worst.expected_ms)} when nearly idle)"
 
@@ -400,12 +402,13 @@ def what_would_help(answer: Answer) -> tuple[str, ...]:
     if missed:
         looser = " ".join(_looser(one) for one in missed)
         expected = " and ".join(
-            f"{name_of(one.limit)} of {latency(one.expected_ms)}"
+            f"{'a ' if name_of(one.limit)[0] == 'T' else 'an '}{name_of(one.limit)} of "
+            f"{latency(one.expected_ms)}"
             + ("" if one.interval_ms is None else f" (80% interval {latency_interval(one.interval_ms)})")
             for one in missed
         )
         return (
-            f"looser limits, {looser} or more: a nearly idle pod of {label} is expected to have a {expected}",
+            f"looser limits, {looser} or more: a nearly idle pod of {label} is expected to have {expected}",
             "a smaller model, fewer bits a weight, or, where TTFT is too long, shorter prompts",
         )
     found = []
@@ -440,6 +443,11 @@ def _rounded_up(ms: float) -> str:
 
 
 def _more_room(answer: Answer) -> tuple[str, ...]:
+    reasons = [one.reason for one in answer.options]
+    if any(reason.startswith("too long") for reason in reasons):
+        return ("shorter requests, or a model with a longer context",)
+    if not any(reason.startswith("does not fit") for reason in reasons):
+        return ("another model, engine, precision or GPU type: whichever the reasons name",)
     found = ["more GPUs in a pod, or a GPU type with more memory"]
     tried = {one.precision for one in answer.options}
     if tried and not tried & {"fp8", "int8", "int4", "nvfp4", "mxfp4"}:

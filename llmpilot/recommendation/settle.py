@@ -30,8 +30,6 @@ CANDIDATES = 14
 """Measurements that are weighed against each other, at most."""
 RUN_HOURS = 0.4
 """A characterization: the image is pulled, weights are loaded (5 minutes), and eight levels of 130 s."""
-NOTHING = 1e-6
-"""A pod that takes nothing, for logarithms: as a share of what the best draw takes."""
 
 
 @dataclass(frozen=True)
@@ -144,19 +142,24 @@ def settled_by(
 def _after_measuring(capacity: Floats, option: int, rivals: Sequence[int]) -> list[Floats]:
     """Return the rivals' capacities [draws, rivals] after each of several outcomes of measuring an option.
 
-    Draws are conditioned as an ensemble Kalman filter does it: each moves by the regression of all log
-    capacities on the measured one, times how far its own measurement, with noise, is from the outcome.
+    Where it is found to take nothing, the draws in which it does are left. Else the others are, conditioned
+    as an ensemble Kalman filter does it: each moves by the regression of all log capacities on the measured
+    one, times how far its own measurement, with noise, is from the outcome.
     """
-    logs = np.log(np.maximum(capacity, NOTHING * max(float(capacity.max()), NOTHING)))
-    draws = len(logs)
-    noise = NOISE * np.random.default_rng(0).standard_normal(draws)
-    seen = logs[:, option] + noise
-    wanted = logs[:, rivals]
+    takes = capacity[:, option] > 0
+    count = round(OUTCOMES * float(takes.mean()))
+    after = [capacity[~takes][:, rivals]] * (OUTCOMES - count)
+    if not count:
+        return after
+    capacity = capacity[takes]
+    noise = NOISE * np.random.default_rng(0).standard_normal(len(takes))[takes]
+    seen = np.log(capacity[:, option]) + noise
+    none = capacity[:, rivals] <= 0
+    wanted = np.log(np.where(none, 1.0, capacity[:, rivals]))
     spread = seen - seen.mean()
     regression = (spread @ (wanted - wanted.mean(axis=0))) / max(float(spread @ spread), 1e-12)
-    outcomes = np.sort(seen)[np.linspace(0, draws - 1, OUTCOMES).astype(int)]
-    none = capacity[:, rivals] <= 0
-    return [
+    outcomes = np.sort(seen)[np.linspace(0, len(seen) - 1, count).astype(int)]
+    return after + [
         np.where(none, 0.0, np.exp(wanted + (outcome - seen)[:, None] * regression[None]))
         for outcome in outcomes
     ]

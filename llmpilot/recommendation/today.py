@@ -24,6 +24,7 @@ from llmpilot.simulator.step_model import StepModel
 from llmpilot.simulator.step_times import OperatorStepTimes
 
 DRAWS = 400
+ALL_TOO_LONG = "too long: every request is longer than the model and the service's memory take"
 NOT_ASKED = NextMeasurement("what to measure next was not asked")
 
 
@@ -107,7 +108,10 @@ def curves_of(services: Sequence[LaneService], question: Question, knowledge: Kn
 
 def assembled(question: Question, found: Sequence[tuple[Curve, Speeds] | str]) -> Simulated:
     """Return what was found of each service of the question, or why it cannot be started, as one."""
-    told = list(zip(question.offered, found, strict=True))
+    told = [
+        (one, simulated if isinstance(simulated, str) or simulated[0].failures[0] < 1 else ALL_TOO_LONG)
+        for one, simulated in zip(question.offered, found, strict=True)
+    ]
     fit = [(one, simulated) for one, simulated in told if not isinstance(simulated, str)]
     return Simulated(
         offered=tuple(one for one, _ in fit),
@@ -132,9 +136,16 @@ def require_limits(sla: Sla) -> None:
 
 
 def _nothing(result: Judged, question: Question) -> str:
-    if not len(result.capacity[0]):
-        return f"{question.model.name} fits on none of the {len(result.options)} services that may be chosen"
     nearest = result.options[0]
+    if too_long := [one.reason for one in result.options if one.reason.startswith("too long: every")]:
+        return too_long[0].removeprefix("too long: ")
+    if result.first is None:
+        if any(one.reason.startswith("does not fit") for one in result.options):
+            several = f"{len(result.options)} services that may be chosen"
+            return f"{question.model.name} fits on none of the {several}"
+        return f"{question.model.name} cannot be served so: {nearest.reason}"
+    if nearest.reason.startswith("too long"):
+        return f"on every service requests are {nearest.reason}"
     return (
         "no service on any GPU profile carries this load within the SLA; nearest comes "
         f"{nearest.profile.label} in {nearest.precision}"
@@ -146,8 +157,9 @@ def _notes(question: Question, result: Judged) -> tuple[str, ...]:
     demand = question.demand
     if demand.users is not None and not demand.think_time_s:
         notes.append(
-            f"users are taken to send their next request at once: {demand.users:,} requests are in flight "
-            "all the time; people who read and type have a think_time_s"
+            "users are taken to send their next request at once: "
+            + ("1 request is" if demand.users == 1 else f"{demand.users:,} requests are")
+            + " in flight all the time; people who read and type have a think_time_s"
         )
     if len(result.capacity[0]) and demand.users is None:
         notes.append("requests are taken to be spread over pods at random")

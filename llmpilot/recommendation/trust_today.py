@@ -6,12 +6,14 @@ from llmpilot.recommendation.forecast import Judged, Simulated
 from llmpilot.recommendation.offers import step_model_of
 from llmpilot.recommendation.question import Offered, Question
 
+UNSERVED = Trust("high", "that it cannot be served so is a fact, not a prediction")
+
 
 def trust_of(question: Question, knowledge: Knowledge, simulated: Simulated, result: Judged) -> Trust:
     """Return the trust in the service that comes first, recommended or not."""
-    if not len(simulated.offered):
-        return UNFIT
-    return trust_in(question, knowledge, simulated.offered[int(result.deployments.order[0])])
+    if result.first is None:
+        return UNFIT if any(why.startswith("does not fit") for _, why in simulated.unfit) else UNSERVED
+    return trust_in(question, knowledge, simulated.offered[result.first])
 
 
 def trust_in(question: Question, knowledge: Knowledge, offered: Offered) -> Trust:

@@ -40,6 +40,8 @@ WARM_UP, TAIL = 0.2, 0.1
 """Shares of an open loop's requests that come before and behind those that its figures are of."""
 DIVERGED = 0.4
 """A queue of so many of all its requests is that of an overloaded open loop: its lane ends there."""
+NO_GAP_MS = 1e-3
+"""Between the tokens of answers that have one each: none, but figures have logarithms."""
 LATENCIES = ("ttft_ms", "nttft_ms", "itl_ms", "tpot_ms", "e2e_ms")
 STATISTICS = ("p50", "p90", "p95", "p99", "mean")
 _QUANTILES = np.array([0.5, 0.9, 0.95, 0.99])
@@ -830,6 +832,8 @@ class _Lanes:
             )
             latencies[2, :-1], gap_ms = found[: len(_QUANTILES)], found[len(_QUANTILES) :]
             latencies[2, -1] = (copies * decoding_ms)[several].sum() / (copies * gaps)[several].sum()
+        else:
+            latencies[2:4] = NO_GAP_MS
         latencies[4] = _statistics(e2e_ms)
         if users:  # by Little's law
             rate = 1e3 * users / (float(e2e_ms.mean()) + users_wait_ms)

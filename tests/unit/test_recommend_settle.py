@@ -73,3 +73,13 @@ def test_an_option_that_takes_nothing_stays_so() -> None:
     capacity[:, 1] = 0.0
     moved = _after_measuring(capacity, 0, [0, 1, 2])
     assert all((one[:, 1] == 0).all() for one in moved)
+
+
+def test_what_may_take_nothing_does_not_outweigh_all() -> None:
+    """A third of the draws take nothing at all: no measurement then saves more than a few pods."""
+    rng = np.random.default_rng(0)
+    capacity = np.where(rng.random(DRAWS) < 0.35, 0.0, LOAD * np.exp(rng.normal(0.0, 0.3, DRAWS)))[:, None]
+
+    (worth,) = worth_of_measuring(capacity, Stakes(PRICES[:1], LOAD), [0])
+    assert 0 < worth.gain < 2 * PRICES[0]
+    assert worth.settles >= 1 / 3

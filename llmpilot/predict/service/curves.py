@@ -66,7 +66,7 @@ class Effort:
 
 
 THOROUGH = Effort()
-QUICK = Effort((0.05, 0.35, 0.65, 0.86, 0.97), 160, 6, 1000)
+QUICK = Effort((0.05, 0.24, 0.43, 0.65, 0.86, 0.97), 160, 6, 1000)
 """For answers at once: half of the time, and what a limit allows is the same to a few percent."""
 
 

@@ -73,7 +73,8 @@ def as_seen(curve: Curve, overhead: FirstToken) -> Curve:
     """
     latencies = dict(curve.latencies)
     tpot_ms, ttft_ms = latencies["tpot_ms", "mean"], latencies["ttft_ms", "mean"]
-    later_ms = overhead.later_ms(ttft_ms, tpot_ms)
+    with np.errstate(invalid="ignore"):  # of a service that answers nothing
+        later_ms = overhead.later_ms(ttft_ms, tpot_ms)
     for (latency, statistic), values in curve.latencies.items():
         if latency == "ttft_ms":
             seen = overhead.scale * values + overhead.lag_tokens * tpot_ms
