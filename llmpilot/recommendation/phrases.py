@@ -201,6 +201,11 @@ def headline(option: Option, answer: Answer) -> str:
 def certainty(option: Option) -> str:
     """Return how probable it is that an option keeps the SLA."""
     kept = option.p_sla
+    if kept < 0.5:
+        return (
+            f"It keeps the SLA with a probability of {probability(kept)} only: it is more likely missed than "
+            "kept, and what would be surer costs more than the rule pays for that. risk=0.1 asks for 90%."
+        )
     return f"It keeps the SLA with a probability of {probability(kept).replace('>', 'over ')}."
 
 

@@ -66,8 +66,8 @@ class Effort:
 
 
 THOROUGH = Effort()
-QUICK = Effort((0.05, 0.24, 0.43, 0.65, 0.86, 0.97), 160, 6, 1000)
-"""For answers at once: half of the time, and what a limit allows is the same to a few percent."""
+QUICK = Effort((0.05, 0.22, 0.42, 0.65, 0.86, 0.97), 240, 6, 1000)
+"""For answers at once: half of the time, and what a limit allows is the same to a tenth."""
 
 
 @dataclass(frozen=True)
