@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from errno import EISDIR
+from errno import EACCES, EISDIR
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,16 @@ from llmpilot.errors import ConfigError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; move it to `path` when the block ends without an error."""
+    """Yield a temporary path in the same folder; move it to `path` when the block ends without an error.
+
+    A device or a pipe (/dev/null, /dev/stdout) is written to, and never replaced.
+    """
+    if _is_stream(path):
+        with tempfile.TemporaryDirectory(prefix="llmpilot-") as folder:
+            beside = Path(folder) / "content"
+            yield beside
+            path.write_bytes(beside.read_bytes())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -25,6 +34,10 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_stream(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -48,6 +61,10 @@ def require_writable(path: str | Path, key: str = "result_file") -> None:
     try:
         if target.is_dir():
             raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+        if _is_stream(target):
+            if not os.access(target, os.W_OK):
+                raise PermissionError(EACCES, os.strerror(EACCES))
+            return
         folder = next(parent for parent in target.absolute().parents if parent.exists())
         with tempfile.TemporaryFile(dir=folder):
             pass

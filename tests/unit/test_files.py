@@ -1,11 +1,13 @@
 """Files that a task writes spare what is there to be read."""
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from llmpilot.errors import ConfigError
-from llmpilot.files import require_apart
+from llmpilot.files import require_apart, require_writable, write_text
 
 
 def test_files_that_are_apart_and_inputs_that_are_one_pass() -> None:
@@ -32,3 +34,16 @@ def test_one_file_under_two_keys_is_refused_however_it_is_spelled(
     Path("link.csv").symlink_to("a.csv")
     with pytest.raises(ConfigError, match=words):
         require_apart(kept, written)
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    require_writable(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    write_text(pipe, "whole")
+    reader.join(10)
+    assert read == ["whole"]
+    assert pipe.is_fifo()
+    assert [one.name for one in tmp_path.iterdir()] == ["pipe"]
