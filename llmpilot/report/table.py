@@ -50,6 +50,9 @@ def print_table(result: Result) -> None:
 
 def print_sweep(cells: list[dict[str, Any]]) -> None:
     """Print one row per cell of a sweep: its answer, or why it has none."""
+    if any("recommended" in (entry.get("result") or {}) for entry in cells):
+        _print_recommended(cells)
+        return
     table = Table(title="sweep", header_style="bold")
     names = ("cell", "status", "max batch weight", "u_max", "$/h", "$/1M tokens at u_max", "$/h per user")
     for name in names:
@@ -66,6 +69,27 @@ def print_sweep(cells: list[dict[str, Any]]) -> None:
             figure_of(cost, 2),
             figure_of(result.get("cost_per_million_output_tokens"), 2),
             figure_of(cost / largest if cost and largest else None, 3),
+        )
+    say()
+    out.print(table)
+
+
+def _print_recommended(cells: list[dict[str, Any]]) -> None:
+    """Print what is recommended in each cell of a sweep, and what it costs."""
+    table = Table(title="sweep", header_style="bold")
+    for name in ("cell", "status", "recommended", "$/h", "P(SLA)"):
+        table.add_column(name, justify="right" if name in ("$/h", "P(SLA)") else "left")
+    for entry in cells:
+        best = (entry.get("result") or {}).get("recommended")
+        what = "nothing" if entry.get("result") else "-"
+        if best is not None:
+            what = f"{best['pods']:,} x ({best['count']} x {best['gpu']}), {best['precision']}"
+        table.add_row(
+            entry["cell"],
+            entry["status"],
+            what,
+            "-" if best is None else f"{best['cost_per_hour']:,.2f}",
+            "-" if best is None else f"{best['p_sla']:.0%}",
         )
     say()
     out.print(table)

@@ -73,3 +73,17 @@ def test_every_picture_and_table_can_be_made(values: list[float | None], tmp_pat
     assert "&lt;b&gt;m" in page
     assert "3 out_of_memory" in page
     assert "keeps the SLA" in page
+
+
+def test_a_sweep_of_recommendations_says_what_to_take(capfd: pytest.CaptureFixture[str]) -> None:
+    best = {"pods": 7, "count": 2, "gpu": "H100", "precision": "fp8", "cost_per_hour": 48.16, "p_sla": 0.82}
+    cells = [
+        {"cell": "requests_per_s=1", "status": "done", "result": {"recommended": best}},
+        {"cell": "requests_per_s=9", "status": "done", "result": {"recommended": None}},
+        {"cell": "requests_per_s=x", "status": "failed"},
+    ]
+    report.print_sweep(cells)
+    first, second, third = (line for line in capfd.readouterr().out.splitlines() if "requests_per_s" in line)
+    assert all(word in first for word in ("7 x (2 x H100), fp8", "48.16", "82%"))
+    assert "nothing" in second
+    assert "nothing" not in third
