@@ -248,10 +248,12 @@ def explain(error: Exception) -> str:
     key = unknown.group(1)
     keys = catalog.config_keys()
     siblings = [known for known in keys if known.rpartition(".")[0] == key.rpartition(".")[0]]
+    # Hydra does not say which task's keys it misses this one among.
+    alike = [*keys, *sorted(set().union(*map(catalog.root_keys, catalog.options("task"))) - set(keys))]
     return str(
         ConfigError(
             f"{key} is not a key of the configuration",
-            cure=f"{did_you_mean(key, keys)}there are {', '.join(siblings or keys)}",
+            cure=f"{did_you_mean(key, alike)}there are {', '.join(siblings or keys)}",
         )
     )
 

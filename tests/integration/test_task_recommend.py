@@ -215,6 +215,7 @@ def test_the_papers_question(recommend: Callable[..., dict[str, Any]]) -> None:
     [
         (("requests_per_s=null",), "the load to carry is not given"),
         (("users=5",), "the load is given more than once"),
+        (("request_per_s=5",), "did you mean 'requests_per_s'?"),
         (("think_time_s=5",), "think_time_s is of users"),
         (("requests_per_s=-1",), "recommend.requests_per_s is not possible"),
         (("catalog=[a100,h1000]",), "did you mean 'h100'"),
