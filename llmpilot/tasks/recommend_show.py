@@ -48,7 +48,7 @@ def show_what_if(curves: Iterable[PriceCurve]) -> None:
     """Print how the price moves with the load and with each limit: a row wherever it changes."""
     for curve in curves:
         _heading(f"What if: {curve.figure}")
-        table = _table(curve.figure, "$/hour", "what to take")
+        table = _table(curve.figure, "$/hour", "P(SLA)", "what to take")
         before: tuple[Option | None, float | None] | None = None
         for point in curve.points:
             one = point.option
@@ -62,6 +62,7 @@ def show_what_if(curves: Iterable[PriceCurve]) -> None:
             table.add_row(
                 phrases.load(point.value) + (" (asked)" if asked else ""),
                 phrases.money(now[1]),
+                "-" if one is None else phrases.probability(one.p_sla),
                 taken,
                 style="bold" if asked else None,
             )

@@ -133,6 +133,8 @@ def test_what_if_page_plot_and_manifest(recommend: Callable[..., dict[str, Any]]
     result = recommend(*HEADLINE, FEW, "what_if=true", *files)
     load, *limits = result["what_if"]
     assert load["figure"] == "requests/s"
+    _, _, moved = result["printed"].partition("What if: requests/s")
+    assert "P(SLA)" in moved.splitlines()[1]  # where the price rises and falls, certainty does
     assert len(limits) == 2
     (asked,) = [point for point in load["points"] if point["value"] == 20]
     assert asked["cost_per_hour"] == result["recommended"]["cost_per_hour"]
