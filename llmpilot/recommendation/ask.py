@@ -17,6 +17,8 @@ from llmpilot.recommendation.offers import offers_of
 from llmpilot.recommendation.question import Asked, Choosing, Demand, Question
 from llmpilot.workload import TraceColumns, WorkloadModel, concatenate, read_trace
 
+SAMPLED = 4096
+"""Requests that stand for a workload."""
 MOST_TRACED = 2_000_000
 """Requests of a trace that are read at most."""
 
@@ -38,7 +40,15 @@ def asked_of(demand: Demand, workload: WorkloadModel, name: str) -> Asked:
         shape = demand.burstiness if demand.arrival == "gamma" else 1.0
         traffic = Traffic(workload, burstiness=shape)
     means = (workload.mean("input_tokens"), workload.mean("output_tokens"))
-    return Asked(traffic, load, *means, name)
+    return Asked(traffic, load, *means, name, _answer_tokens(workload))
+
+
+def _answer_tokens(workload: WorkloadModel) -> float:
+    """Return the mean output tokens of a request, all of its sequences together."""
+    requests = workload.spread(SAMPLED, seed=0)
+    if (requests.batch_size == 1).all():
+        return workload.mean("output_tokens")
+    return float((requests.batch_size * requests.output_tokens).mean())
 
 
 def _traced(demand: Demand) -> Asked:
@@ -59,18 +69,19 @@ def _traced(demand: Demand) -> Asked:
         count += len(requests)
         if count >= MOST_TRACED:
             break
-    requests, timestamps_s = concatenate(parts), np.concatenate(times)
-    lasts_s = float(timestamps_s[-1] - timestamps_s[0]) if count else 0.0
+    timestamps_s = np.concatenate([np.empty(0), *times])
+    lasts_s = float(timestamps_s[-1] - timestamps_s[0]) if count else 0.0  # which rise, or are refused
     if lasts_s <= 0:
         raise ConfigError(
             "the trace has no duration: its requests all have one time",
             given=f"trace.path={path}",
             cure="give requests_per_s instead",
         )
-    order = np.argsort(timestamps_s, kind="stable")
-    traffic = Traffic(requests.take(order), timestamps_s=timestamps_s[order] - timestamps_s.min())
+    requests = concatenate(parts)
+    traffic = Traffic(requests, timestamps_s=timestamps_s - timestamps_s[0])
     means = (float(requests.input_tokens.mean()), float(requests.output_tokens.mean()))
-    return Asked(traffic, count / lasts_s, *means, f"replay of {path.name}")
+    answer_tokens = float((requests.batch_size * requests.output_tokens).mean())
+    return Asked(traffic, count / lasts_s, *means, f"replay of {path.name}", answer_tokens)
 
 
 def engines_of(names: Sequence[str] | None, given: Any) -> list[ScheduledEngine]:

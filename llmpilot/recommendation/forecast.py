@@ -27,7 +27,7 @@ IDLE = 1e-9
 class Simulated:
     """Services that hold the model, each with its curve and the draws of how fast it really is.
 
-    `think_time_s` is None where the load is in requests/s; `output_tokens` is the mean of a request.
+    `think_time_s` is None where the load is in requests/s; `answer_tokens` is the mean output of a request.
     """
 
     offered: tuple[Offered, ...]
@@ -35,7 +35,7 @@ class Simulated:
     speeds: tuple[Speeds, ...]
     unfit: tuple[Unfit, ...]
     think_time_s: float | None
-    output_tokens: float
+    answer_tokens: float
 
     def capacity(self, sla: Sla) -> Floats:
         """Return what one pod of each service takes within the SLA in each draw [draws, services]."""
@@ -119,7 +119,7 @@ def _option(
     tokens = None
     if pods:
         rate = curve.rate_at(per_pod, simulated.think_time_s)
-        tokens = pods * rate * simulated.output_tokens
+        tokens = pods * rate * simulated.answer_tokens
     return Option(
         engine=offered.engine.name,
         precision=offered.model.precision,

@@ -113,7 +113,8 @@ class Asked:
     """The load of a question: what is sent, in which unit it is counted, and how much of it.
 
     `requests` are drawn from a workload model, or are those of a trace; `load` is what all pods together must
-    carry, in users or requests/s; `input_tokens` and `output_tokens` are means of a request.
+    carry, in users or requests/s; `input_tokens` and `output_tokens` are means of a sequence, and
+    `answer_tokens` that of all output of a request, which may ask for several.
     """
 
     traffic: Traffic
@@ -121,6 +122,7 @@ class Asked:
     input_tokens: float
     output_tokens: float
     name: str
+    answer_tokens: float
 
 
 @dataclass(frozen=True)

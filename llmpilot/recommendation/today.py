@@ -119,7 +119,7 @@ def assembled(question: Question, found: Sequence[tuple[Curve, Speeds] | str]) -
         speeds=tuple(speeds for _, (_, speeds) in fit),
         unfit=tuple((one, why) for one, why in told if isinstance(why, str)),
         think_time_s=question.demand.think_time_s if question.demand.users is not None else None,
-        output_tokens=question.asked.output_tokens,
+        answer_tokens=question.asked.answer_tokens,
     )
 
 

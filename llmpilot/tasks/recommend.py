@@ -177,7 +177,10 @@ def _of_the_paper(asked: _Asked) -> Answer:
     assert isinstance(predictor, Predictor)
     with err.status("reading measurements"):
         data = data_of(asking.dataset, asked.tracking, simulated=asking.simulated)
-    with err.status(f"fitting {predictor.name} on {len(data)} measurements"):
+    fitting = f"fitting {predictor.name} on {len(data)} measurements, unless that was done before"
+    if not err.is_terminal:
+        note(fitting)
+    with err.status(fitting):
         learned = learn(data, model, predictor, workload=str(cfg.workload.name), seed=parse_seed(cfg.seed))
     question = PaperQuestion(
         model, asked.demand.users, asked.sla, asked.profiles, str(cfg.workload.name), workload, asked.choosing
@@ -209,10 +212,14 @@ def _write(
             say(f"no manifest is written: {answer.why_not_served or 'nothing is recommended'}")
         else:
             service = found.service
-            text = manifest_text(service.model, service.gpu, best.pods, pod, service.settings)
-            write_text(Path(asking.manifest).expanduser(), text)
-            say(f"manifest written: kubectl apply -f {asking.manifest}")
-            manifest = asking.manifest
+            try:
+                text = manifest_text(service.model, service.gpu, best.pods, pod, service.settings)
+            except ConfigError as error:  # the answer is worth keeping without it
+                say(f"no manifest is written: {error.wrong}; {error.cure}", style="yellow")
+            else:
+                write_text(Path(asking.manifest).expanduser(), text)
+                say(f"manifest written: kubectl apply -f {asking.manifest}")
+                manifest = asking.manifest
     return {"manifest": manifest, "page": asking.page, "plot": asking.plot if curves else None}
 
 

@@ -157,6 +157,10 @@ def test_any_hugging_face_model(recommend: Callable[..., dict[str, Any]]) -> Non
     unknown = recommend(*asked)
     assert unknown["serve"] is None
     assert "where vLLM would find this model is not known" in unknown["printed"].replace("\n", " ")
+    without = recommend(*asked, "manifest=m.yaml")
+    assert without["recommended"] == unknown["recommended"]
+    assert without["manifest"] is None
+    assert "no manifest is written: where vLLM would find this model" in without["printed"]
     assert "vllm serve acme/mine " in recommend(*asked, "model.hf_id=acme/mine")["serve"]
 
 
