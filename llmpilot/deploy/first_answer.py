@@ -3,7 +3,8 @@
 import json
 
 from llmpilot.deploy.served_text import shown
-from llmpilot.engine.openai import Asked, StreamError, Tokens
+from llmpilot.engine.openai import Asked
+from llmpilot.openai_client.counting import StreamError, Tokens
 
 PROBE = Asked(4, 2, 1, True, 1.0, 0, 1.0)
 PROBE_IDS = b"[100,101,102,103]"  # which even a tiny vocabulary has

@@ -24,13 +24,13 @@ import llmpilot
 from llmpilot import interrupts
 from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.errors import PilotError
-from llmpilot.loadtest.http import clock_ns
 from llmpilot.loadtest.records import Records
 from llmpilot.loadtest.server_samples import ServerSamples
 from llmpilot.loadtest.traffic import Traffic
 from llmpilot.loadtest.watch import watching
 from llmpilot.loadtest.worker import Job
 from llmpilot.loadtest.worker_log import Part
+from llmpilot.openai_client.http import clock_ns
 from llmpilot.workload import Requests
 
 USERS_PER_WORKER = 256
@@ -185,6 +185,9 @@ def _join(
         response_id=np.array([own for part in parts for own in part.response_id], dtype=np.str_)[order],
         notes={"start_ns": start_ns} | _notes(parts),
         server=server,
+        first_answer_us=microseconds(column("first_answer_ns"))[order],
+        hidden_tokens=column("hidden_tokens")[order],
+        cached_tokens=column("cached_tokens")[order],
     )
 
 

@@ -27,6 +27,11 @@ class Records:
     really went out (for a closed loop: how long a connection took, where one was needed). `notes` is what
     columns cannot say: how tokens were counted, samples of failures' messages, how the client itself did.
     `server` is what the server said of itself meanwhile, where it does so at all.
+
+    Of real services besides: `first_answer_us` is when the first token of the answer itself came, behind
+    what the model thought aloud (-1: it did not think); `hidden_tokens` are output tokens that the server
+    counted and never showed, which have no times; `cached_tokens` those of the prompt that it says it had in
+    its cache (-1: it does not say). Of conversations, `conversation` is its number and `turn` counts from 0.
     """
 
     level: float
@@ -42,6 +47,11 @@ class Records:
     response_id: NDArray[np.str_] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     server: ServerSamples | None = None
+    first_answer_us: Int | None = None
+    hidden_tokens: Int | None = None
+    cached_tokens: Int | None = None
+    conversation: Int | None = None
+    turn: Int | None = None
 
     def __len__(self) -> int:
         return len(self.sent_us)
@@ -66,6 +76,9 @@ class Records:
         }
         if self.dispatch_delay_us is not None:
             columns["dispatch_delay_us"] = pa.array(self.dispatch_delay_us)
+        for name in ("first_answer_us", "hidden_tokens", "cached_tokens", "conversation", "turn"):
+            if (column := getattr(self, name)) is not None:
+                columns[name] = pa.array(column)
         if self.response_id is not None:
             columns["response_id"] = pa.array(self.response_id.tolist(), pa.string())
         metadata = {"level": self.level, "window_us": list(self.window_us), "notes": self.notes}

@@ -14,8 +14,8 @@ from llmpilot.config import Load
 from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.deploy.metrics_page import UnreadableError, fetch
 from llmpilot.engine.prometheus import NAN, Reading, read
-from llmpilot.loadtest.http import clock_ns
 from llmpilot.loadtest.server_samples import Sample, ServerSamples, as_columns
+from llmpilot.openai_client.http import clock_ns
 
 PERIOD_S = 1.0
 FEWEST = 4

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from llmpilot.deploy.endpoint import HttpEndpoint
-from llmpilot.loadtest.http import clock_ns, resolve
-from llmpilot.loadtest.stream import read_answer
 from llmpilot.loadtest.traffic import Traffic
 from llmpilot.loadtest.worker_log import Log, Part
 from llmpilot.loadtest.worker_users import SECOND, ClosedLoop, OpenLoop, Plan, Rows, Sender, Writer
+from llmpilot.openai_client.http import clock_ns, resolve
+from llmpilot.openai_client.reading import read_answer
 
 MAX_CONNECTIONS_AHEAD = 64
 RAMP_SHARE = 0.5

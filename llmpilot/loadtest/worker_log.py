@@ -16,8 +16,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmpilot.loadtest.flight import Flight
-from llmpilot.loadtest.stream import Answer
+from llmpilot.openai_client.flight import Flight
+from llmpilot.openai_client.reading import Reading
 
 Int = NDArray[np.int64]
 _BUFFER = 1 << 18
@@ -42,6 +42,9 @@ class Part:
     token_ns: Int
     token_counts: Int
     input_tokens: Int
+    first_answer_ns: Int
+    hidden_tokens: Int
+    cached_tokens: Int
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -77,12 +80,13 @@ class Log:
         self._spool.write(array("q", map(len, flight.pieces)).tobytes())
         self._spool.write(raw)
 
-    def read(self, read_answer: Callable[..., Answer]) -> Part:
+    def read(self, read_answer: Callable[..., Reading]) -> Part:
         """Return the requests with what their answers said, and close the log."""
         self._spool.seek(0)
         n = len(self)
         first, last = array("q", [NEVER]) * n, array("q", [NEVER]) * n
         counts, inputs = array("q", [0]) * n, array("q", [NEVER]) * n
+        answered, cached, hidden = array("q", [NEVER]) * n, array("q", [NEVER]) * n, array("q", [0]) * n
         token_ns = array("q")
         failures: list[str] = []
         response_ids: list[str] = []
@@ -108,9 +112,9 @@ class Log:
                     )
                 except Exception as error:
                     # One answer that nobody has thought of must not cost the level all others.
-                    answer = Answer(failure="unreadable_answer", message=f"{error!a:.200}")
+                    answer = Reading(failure="unreadable_answer", message=f"{error!a:.200}")
             else:
-                answer = Answer(failure=broken or "bad_http")
+                answer = Reading(failure=broken or "bad_http")
             failures.append(answer.failure)
             response_ids.append(answer.response_id)
             if answer.failure and answer.message:
@@ -122,6 +126,9 @@ class Log:
                 methods[answer.method] += 1
             if answer.input_tokens is not None:
                 inputs[i] = answer.input_tokens
+            if answer.cached_tokens is not None:
+                cached[i] = answer.cached_tokens
+            answered[i], hidden[i] = answer.first_answer_ns, answer.hidden_tokens
             chunks, merged = chunks + answer.chunks, merged + answer.merged
             early += answer.ended_early
         self._spool.close()
@@ -137,6 +144,9 @@ class Log:
             token_ns=_ints(token_ns),
             token_counts=_ints(counts),
             input_tokens=_ints(inputs),
+            first_answer_ns=_ints(answered),
+            hidden_tokens=_ints(hidden),
+            cached_tokens=_ints(cached),
             notes={
                 "counted_by": dict(methods),
                 "chunks": chunks,

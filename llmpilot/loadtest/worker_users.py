@@ -12,9 +12,10 @@ from functools import partial
 from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.engine.openai import Asked
 from llmpilot.loadtest.client_prompts import TextPrompts, TokenIdPrompts
-from llmpilot.loadtest.flight import Flight
-from llmpilot.loadtest.framing import tail_of
-from llmpilot.loadtest.http import (
+from llmpilot.loadtest.worker_log import Log
+from llmpilot.openai_client.flight import Flight
+from llmpilot.openai_client.framing import tail_of
+from llmpilot.openai_client.http import (
     Connection,
     Target,
     clock_ns,
@@ -23,7 +24,6 @@ from llmpilot.loadtest.http import (
     head_of,
     request,
 )
-from llmpilot.loadtest.worker_log import Log
 from llmpilot.simulator import RequestSource
 from llmpilot.workload import PARAMETERS, Requests, ThinkTimes
 

@@ -5,14 +5,14 @@ Ids, times and texts are made up; fields, their order and the framing are the se
 
 import pytest
 
-from llmpilot.loadtest.stream import Answer, read_answer
+from llmpilot.openai_client.reading import Reading, read_answer
 
 HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 )
 
 
-def read(events: list[bytes], output_tokens: int, sequences: int = 1, may_end_early: bool = False) -> Answer:
+def read(events: list[bytes], output_tokens: int, sequences: int = 1, may_end_early: bool = False) -> Reading:
     """Read events of which each came as a chunk and a piece of its own, event i at i milliseconds."""
     pieces = [HEAD] + [b"%x\r\n%b\r\n" % (len(e), e) for e in events] + [b"0\r\n\r\n"]
     ends = [sum(map(len, pieces[: i + 1])) for i in range(len(pieces))]
@@ -27,7 +27,7 @@ def read(events: list[bytes], output_tokens: int, sequences: int = 1, may_end_ea
     )
 
 
-def token_ms(answer: Answer) -> list[float]:
+def token_ms(answer: Reading) -> list[float]:
     return [t / 1e6 for t in answer.token_ns]
 
 

@@ -19,7 +19,7 @@ from llmpilot.engine.openai import Asked
 from llmpilot.engine.server import Assignment, memory_complaint
 from llmpilot.engine.tgi import TgiEngine
 from llmpilot.errors import ConfigError, PilotError
-from llmpilot.loadtest.stream import Answer, read_answer
+from llmpilot.openai_client.reading import Reading, read_answer
 
 MODEL, GPU = catalog.models()["starcoder"], catalog.gpus()["a100"]
 ASSIGNMENT = Assignment(MODEL, GPU, 6000, 300, host="127.0.0.1", port=4711)
@@ -126,7 +126,7 @@ def event(text: str, finish: str = "", index: int = 0, usage: dict[str, int] | N
     return said | ({"usage": usage} if usage else {})
 
 
-def answer(*events: dict[str, Any], asked: int, done: bool = True) -> Answer:
+def answer(*events: dict[str, Any], asked: int, done: bool = True) -> Reading:
     """Return what our client reads of a stream as axum frames it: `data:` without a space."""
     body = b"".join(b"data:" + json.dumps(each).encode() + b"\n\n" for each in events)
     body += b"data:[DONE]\n\n" if done else b""

@@ -16,12 +16,13 @@ from command_lines import flag
 
 from llmpilot import catalog
 from llmpilot.engine.llamacpp import LlamaCppEngine
-from llmpilot.engine.openai import DIALECTS, Asked, OpenAIEngine, Tokens
+from llmpilot.engine.openai import DIALECTS, Asked, OpenAIEngine
 from llmpilot.engine.server import Assignment, ServerEngine, last_words, memory_complaint
 from llmpilot.engine.sglang import SglangEngine
 from llmpilot.engine.trtllm import TrtllmEngine
 from llmpilot.engine.vllm import VllmEngine
 from llmpilot.errors import PilotError
+from llmpilot.openai_client.counting import Tokens
 
 ASSIGNMENT = Assignment(
     catalog.models()["starcoder"], catalog.gpus()["a100"], 6000, 300, host="127.0.0.1", port=4711

@@ -17,10 +17,10 @@ from llmpilot.emulator import FixedTiming, Options, example_service, in_process
 from llmpilot.engine.openai import OpenAIEngine
 from llmpilot.engine.vllm import VllmEngine
 from llmpilot.loadtest import Traffic, run_level
-from llmpilot.loadtest.http import clock_ns
 from llmpilot.loadtest.server_samples import ServerSamples
 from llmpilot.loadtest.watch import Watch, watching
 from llmpilot.metrics import server_figures
+from llmpilot.openai_client.http import clock_ns
 from llmpilot.workload import fit, from_lengths
 
 RUNNING = b'vllm:num_requests_running{engine="0"} 3.0\n'

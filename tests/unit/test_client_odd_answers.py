@@ -10,12 +10,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmpilot.engine.openai import MOST_TOKENS
-from llmpilot.loadtest.flight import ROOM, ROOM_PER_TOKEN, Flight
-from llmpilot.loadtest.framing import chunks_end
-from llmpilot.loadtest.http import Connection
-from llmpilot.loadtest.stream import Answer, read_answer
 from llmpilot.loadtest.worker_log import Log, Part
+from llmpilot.openai_client.counting import MOST_TOKENS
+from llmpilot.openai_client.flight import ROOM, ROOM_PER_TOKEN, Flight
+from llmpilot.openai_client.framing import chunks_end
+from llmpilot.openai_client.http import Connection
+from llmpilot.openai_client.reading import Reading, read_answer
 
 ASKED = 4
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
@@ -132,7 +132,7 @@ def test_garbage_is_read_once_not_again_with_every_event_behind_it() -> None:
 
 
 def test_what_cannot_be_read_at_all_is_counted_as_such() -> None:
-    def fails(*_args: Any, **_more: Any) -> Answer:
+    def fails(*_args: Any, **_more: Any) -> Reading:
         raise OverflowError("too much \ud800")
 
     log = Log()

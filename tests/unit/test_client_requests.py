@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llmpilot.engine.openai import Asked, OpenAIEngine
 from llmpilot.loadtest.client_prompts import SAFE_IDS, TextPrompts, TokenIdPrompts, id_range
-from llmpilot.loadtest.http import head_of, request
+from llmpilot.openai_client.http import head_of, request
 
 GREEDY = Asked(8, 16, 1, True, 0.7, 40, 0.9)
 SAMPLED = GREEDY._replace(greedy=False)

@@ -6,8 +6,8 @@ from bisect import bisect_right
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmpilot.loadtest.framing import split_head
-from llmpilot.loadtest.stream import Answer, read_answer
+from llmpilot.openai_client.framing import split_head
+from llmpilot.openai_client.reading import Reading, read_answer
 
 JSON_TEXT = st.text(max_size=8)
 
@@ -44,7 +44,7 @@ def answers(draw: st.DrawFn) -> tuple[bytes, list[int], list[int]]:
     return raw + b"0\r\n\r\n", carried, [places[end] for end in ends]
 
 
-def read(raw: bytes, cuts: list[int], output_tokens: int, broken: str = "") -> Answer:
+def read(raw: bytes, cuts: list[int], output_tokens: int, broken: str = "") -> Reading:
     """Read the stream cut at these offsets; piece i arrived at time i."""
     ends = [*sorted({c for c in cuts if 0 < c < len(raw)}), len(raw)]
     return read_answer(

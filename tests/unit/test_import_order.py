@@ -19,6 +19,7 @@ ORDER = [
     "sizing precision",
     "operators",
     "simulator",
+    "openai_client",
     "engine emulator",
     "deploy",
     "loadtest",

@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from llmpilot.engine.openai import StreamError, Tokens, error_kind
-from llmpilot.loadtest.framing import Segments, body_of, encoding_of, split_head
+from llmpilot.openai_client.counting import StreamError, Tokens, error_kind
+from llmpilot.openai_client.framing import Segments, body_of, encoding_of, split_head
 
 MESSAGE_LENGTH = 500
 ID_LENGTH = 200
@@ -18,12 +18,15 @@ MAX_LINES = 1000
 
 
 @dataclass
-class Answer:
+class Reading:
     """One request's answer: how it failed ("" for a success) and when the first sequence's tokens came [ns].
 
     Tokens beyond what was asked for have no times. `last_ns` is when the last token of any sequence came;
     `chunks` counts the pieces of the stream that carried tokens of the first sequence, `merged` those of
-    them that carried more than one.
+    them that carried more than one. `first_answer_ns` is when the first token of the answer itself came,
+    behind what the model thought aloud; -1 where it did not think. `hidden_tokens` are tokens of the first
+    sequence that the server counted and never showed: thoughts that it keeps to itself. `cached_tokens` are
+    those of the prompt that it says it had in its cache; None where it does not say.
     """
 
     failure: str = ""
@@ -36,6 +39,9 @@ class Answer:
     input_tokens: int | None = None
     ended_early: bool = False
     response_id: str = ""
+    first_answer_ns: int = -1
+    hidden_tokens: int = 0
+    cached_tokens: int | None = None
 
 
 def read_answer(
@@ -47,14 +53,14 @@ def read_answer(
     sequences: int,
     broken: str = "",
     may_end_early: bool = False,
-) -> Answer:
+) -> Reading:
     """Return what an answer said.
 
     `ends[i]` is the length of the stream up to and with piece i, which arrived at `times_ns[i]`. `broken`
     is how the connection failed, if it did; a fault that the server itself states goes before it.
     `may_end_early`: the server could not be told to ignore an end of text.
     """
-    answer = Answer(failure=broken)
+    answer = Reading(failure=broken)
     status, headers, start = split_head(raw)
     if not status:
         answer.failure = broken or "bad_http"
@@ -136,7 +142,7 @@ def events(body: bytes, cut: bool = False) -> Iterator[tuple[bytes, int]]:
 
 
 def _read_events(
-    body: bytes, arrivals: _Arrivals, tokens: Tokens, answer: Answer, *, output_tokens: int, cut: bool
+    body: bytes, arrivals: _Arrivals, tokens: Tokens, answer: Reading, *, output_tokens: int, cut: bool
 ) -> str:
     """Read all events into `tokens` and `answer`; return the fault that the stream states, or ""."""
     token_ns, loads, feed = answer.token_ns, json.loads, tokens.feed
@@ -218,7 +224,7 @@ def _first(counts: list[int], total: int) -> Iterator[int]:
         total -= min(count, total)
 
 
-def _check_lengths(answer: Answer, tokens: Tokens, output_tokens: int, may_end_early: bool) -> None:
+def _check_lengths(answer: Reading, tokens: Tokens, output_tokens: int, may_end_early: bool) -> None:
     fewest, most = min(tokens.counts), max(tokens.counts)
     if most > output_tokens:
         answer.failure = "too_many_tokens"
@@ -233,7 +239,7 @@ def _check_lengths(answer: Answer, tokens: Tokens, output_tokens: int, may_end_e
         )
 
 
-def _misread(answer: Answer, error: Exception, data: bytes) -> str:
+def _misread(answer: Reading, error: Exception, data: bytes) -> str:
     answer.message = _text(_clean(str(error), MESSAGE_LENGTH).encode() + b": " + data)
     return "bad_sse"
 

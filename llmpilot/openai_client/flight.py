@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llmpilot.loadtest.http import Connection
+    from llmpilot.openai_client.http import Connection
 
 ROOM, ROOM_PER_TOKEN, ROOM_PER_BYTE_ASKED = 1 << 20, 1 << 14, 4
 """How long an answer may be [bytes]: many times what servers write, which may repeat the prompt's ids."""

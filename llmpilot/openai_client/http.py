@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from llmpilot.loadtest.flight import Flight
-from llmpilot.loadtest.framing import BLANK_LINE, LAST_CHUNK, chunks_end, is_interim, length_of
+from llmpilot.openai_client.flight import Flight
+from llmpilot.openai_client.framing import BLANK_LINE, LAST_CHUNK, chunks_end, is_interim, length_of
 
 clock_ns = time.perf_counter_ns
 """Monotonic, and on Linux, macOS and Windows the same in every process of the machine."""
