@@ -2,16 +2,26 @@
 
 import os
 import re
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 HIDDEN = "***"
+REFERENCE = "env:"
+"""How a header's value begins that names a variable of the environment; the name is no secret."""
 _SHORTEST = 6
+_SHORTEST_GIVEN = 3
+"""Of a value that stands at a secret's place in the configuration, and so surely is one."""
+_SHORTEST_PART = 4
+"""Of a secret's beginning at the end of a text that was cut."""
 _NOT_SECRET = {"PWD", "OLDPWD"}
 # A key of the configuration: `api_key`, `deployment.token`; but not `input_tokens` or `api_key_env`.
 _SECRET_KEY = re.compile(
-    r"(^|[._-])(api[_-]?key|key|token|secret|password|passwd|credentials?|authorization|bearer)$",
+    r"(^|[._-])(api[_-]?key|key|token|secret|password|passwd|credentials?|authorization|bearer|cookie)$",
     re.IGNORECASE,
 )
+# Headers are secrets one and all: what a gateway calls its key, only its owner knows.
+_HEADERS = re.compile(r"(^|\.)headers(\.|$)")
 # A variable of the environment: any part of its name (HF_TOKEN_READ, GH_PAT, PGPASSWORD).
 _SECRET_VARIABLE = re.compile(
     r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PAT|PWD|CREDENTIALS?|AUTHORIZATION|BEARER)(_|$)|PASSWORD|PASSWD",
@@ -19,41 +29,116 @@ _SECRET_VARIABLE = re.compile(
 )
 _URL_USER = re.compile(r"(?<=://)[^\s'\"]*@")
 _URL_QUERY = re.compile(
-    r"([?&][\w-]*(?:key|token|secret|password|passwd|signature|sig)=)[^&\s'\"]+", re.IGNORECASE
+    r"([?&][\w-]*(?:key|token|secret|password|passwd|signature|sig|code|auth|credentials?)=)[^&\s'\"]+",
+    re.IGNORECASE,
 )
+_IN_BRACES = re.compile(r":\s*('[^']*'|\"[^\"]*\"|[^,}]+)")
+_GAP = r"[\s\x00-\x20\x7f-\xa0\u200b-\u200f\u2028-\u202f\u2060-\u2069\ufeff]*"
+"""Between two characters of a secret that somebody has broken over lines, or drawn apart."""
+_met: set[str] = set()
+
+
+def remember(values: Iterable[str]) -> None:
+    """Have `redact` hide these values in everything that this process shows from now on."""
+    _met.update(value for value in values if len(value) >= _SHORTEST)
 
 
 def is_secret_name(name: str) -> bool:
     """Whether a key of the configuration by this name holds a secret."""
-    return _SECRET_KEY.search(name) is not None
+    return _SECRET_KEY.search(name) is not None or _HEADERS.search(name) is not None
 
 
 def redact(text: str, extra: tuple[str, ...] = ()) -> str:
     """Return `text` without the values of secret environment variables, `extra` ones, and those in URLs."""
-    values = [
-        value.strip()  # a mounted secret may end in a newline, which is not sent
-        for name, value in os.environ.items()
-        if _SECRET_VARIABLE.search(name) and name not in _NOT_SECRET
-    ]
-    for value in sorted({*values, *extra}, key=len, reverse=True):
-        if len(value) >= _SHORTEST:
-            text = text.replace(value, HIDDEN)
-    return _URL_QUERY.sub(rf"\g<1>{HIDDEN}", _URL_USER.sub(f"{HIDDEN}@", text))
+    for value in _known(extra):
+        text = text.replace(value, HIDDEN)
+    return _in_urls(text)
+
+
+def redact_foreign(text: str) -> str:
+    """Return a text of others without our secrets, however they write them, and though it may be cut.
+
+    A server may repeat a key as JSON or a URL escapes it, or over several lines; of one that the text's end
+    cuts off, the beginning is hidden too.
+    """
+    for value in _known(()):
+        if value[0] in text or "\\u" in text or "%" in text:
+            text = _however_written(value).sub(HIDDEN, text)
+        for length in range(min(len(value) - 1, len(text)), _SHORTEST_PART - 1, -1):
+            if text.endswith(value[:length]):
+                text = text[:-length] + HIDDEN
+                break
+    return _in_urls(text)
 
 
 def redact_tree(value: Any, name: str = "") -> Any:
     """Return nested configuration values with every secret hidden."""
     if isinstance(value, dict):
-        return {key: redact_tree(item, str(key)) for key, item in value.items()}
+        return {key: redact_tree(item, _below(name, key)) for key, item in value.items()}
     if isinstance(value, list):
         return [redact_tree(item, name) for item in value]
-    if isinstance(value, str):
-        return HIDDEN if value and is_secret_name(name) else redact(value)
-    return value
+    if value and is_secret_name(name) and _may_be_secret(value, name):
+        return HIDDEN
+    return redact(value) if isinstance(value, str) else value
 
 
 def secret_values(value: Any, name: str = "") -> tuple[str, ...]:
     """Return the secrets that a configuration holds, to be hidden in messages."""
     if isinstance(value, dict):
-        return tuple(found for key, item in value.items() for found in secret_values(item, str(key)))
-    return (value,) if isinstance(value, str) and is_secret_name(name) else ()
+        return tuple(found for key, item in value.items() for found in secret_values(item, _below(name, key)))
+    if not (is_secret_name(name) and _may_be_secret(value, name)):
+        return ()
+    text = str(value)
+    # On a command line, headers may be a mapping: deployment.headers={api-key: xyz}.
+    parts = _IN_BRACES.findall(text) if _HEADERS.search(name) and text.startswith("{") else [text]
+    bare = (part.strip().strip("'\"") for part in parts)
+    return tuple(part for part in bare if part and not part.startswith(REFERENCE))
+
+
+def hide_argument(argument: str) -> str:
+    """Return one argument of a command line as it may be shown: without the value of a secret."""
+    key, given, value = argument.partition("=")
+    found = sorted(secret_values({key.lstrip("+~"): value}), key=len, reverse=True)
+    for secret in found:  # however short it is
+        value = value.replace(secret, HIDDEN)
+    return redact(key + given + value)
+
+
+def _below(name: str, key: Any) -> str:
+    """Return the name of a value: its own key, or below headers all of it."""
+    return f"{name}.{key}" if _HEADERS.search(name) else str(key)
+
+
+def _may_be_secret(value: Any, name: str) -> bool:
+    if _HEADERS.search(name):
+        return value is not None and not str(value).startswith(REFERENCE)
+    return isinstance(value, str)
+
+
+def _known(extra: tuple[str, ...]) -> list[str]:
+    """Return all secrets, the longest first: one may be a part of another."""
+    values = {
+        value.strip()  # a mounted secret may end in a newline, which is not sent
+        for name, value in os.environ.items()
+        if _SECRET_VARIABLE.search(name) and name not in _NOT_SECRET
+    }
+    known = {value for value in values | _met if len(value) >= _SHORTEST}
+    known |= {value for value in extra if len(value) >= _SHORTEST_GIVEN}
+    return sorted(known, key=len, reverse=True)
+
+
+def _in_urls(text: str) -> str:
+    return _URL_QUERY.sub(rf"\g<1>{HIDDEN}", _URL_USER.sub(f"{HIDDEN}@", text))
+
+
+@lru_cache(maxsize=256)
+def _however_written(secret: str) -> re.Pattern[str]:
+    """Return what finds a secret as it is, as JSON or a URL escapes it, or with blanks in it."""
+    return re.compile(_GAP.join(map(_one_character, secret)))
+
+
+def _one_character(character: str) -> str:
+    code = ord(character)
+    ways = [rf"\\{re.escape(character)}", re.escape(character), rf"\\u(?i:{code:04x})"]
+    ways += [rf"(?i:{''.join(f'%{byte:02x}' for byte in character.encode())})"]
+    return f"(?:{'|'.join(ways)})"

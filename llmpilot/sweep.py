@@ -15,7 +15,7 @@ from llmpilot.errors import DoesNotFitError, PilotError, TrackingError
 from llmpilot.files import require_writable, write_result
 from llmpilot.report import print_sweep
 from llmpilot.runfolder import ROOT
-from llmpilot.secrets import redact, secret_values
+from llmpilot.secrets import hide_argument, redact
 from llmpilot.sla_overrides import FORCED
 from llmpilot.tracking import Tracker
 
@@ -91,6 +91,4 @@ class Sweep:
 
 def _hide(override: str) -> str:
     """Return an override as it may be shown: without the value of a secret, or the mark of a forced key."""
-    override = override.removeprefix(FORCED)
-    key, _, value = override.partition("=")
-    return redact(override, secret_values({key.lstrip("+"): value}))
+    return hide_argument(override.removeprefix(FORCED))

@@ -3,12 +3,18 @@
 A server may send whatever it likes, such as sequences that command a terminal; they lose their effect here.
 """
 
-from llmpilot.secrets import redact
+from llmpilot.secrets import redact_foreign
 
 MOST_CHARACTERS = 300
+MOST_READ = 20_000
+"""So much is looked at; a secret that its end cuts off is hidden too."""
 
 
 def shown(text: str) -> str:
-    """Return the beginning of `text` without control characters and secrets."""
-    printable = "".join(c if c.isprintable() else " " for c in text[: 2 * MOST_CHARACTERS])
-    return redact(" ".join(printable.split())[:MOST_CHARACTERS])
+    """Return the beginning of `text` without control characters and secrets.
+
+    Secrets go first: cut in two, one would no longer be known for what it is.
+    """
+    hidden = redact_foreign(text[:MOST_READ])
+    printable = "".join(c if c.isprintable() else " " for c in hidden)
+    return redact_foreign(" ".join(printable.split()))[:MOST_CHARACTERS]
