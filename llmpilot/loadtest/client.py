@@ -218,18 +218,26 @@ def _with_counted_inputs(requests: Requests, counted: NDArray[np.int64]) -> Requ
 def _notes(parts: list[Part]) -> dict[str, Any]:
     """Return what columns cannot say: how tokens were counted, why requests failed, how the client did."""
     notes = [part.notes for part in parts]
-    chunks = sum(note["chunks"] for note in notes)
     counted: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
     for note in notes:
         counted.update(note["counted_by"])
+        totals.update(note["totals"])
     messages: dict[str, str] = {}
     for note in reversed(notes):
         messages |= note["messages"]
     return {
         "tokens_counted_by": dict(counted),
-        "chunks": chunks,
-        "chunks_merged_share": sum(note["chunks_merged"] for note in notes) / chunks if chunks else 0.0,
-        "ended_early": sum(note["ended_early"] for note in notes),
+        "chunks": totals["chunks"],
+        "chunks_merged_share": totals["chunks_merged"] / max(1, totals["chunks"]),
+        "answers": totals["answers"],
+        "pieces_per_answer": totals["pieces"] / max(1, totals["answers"]),
+        "in_one_piece": totals["in_one_piece"],
+        "in_one_piece_share": totals["in_one_piece"] / max(1, totals["answers_of_several"]),
+        "ended_early": totals["ended_early"],
+        "longer_than_asked": totals["longer_than_asked"],
+        "hidden_tokens": totals["hidden_tokens"],
+        "thinking_share": totals["thinking_tokens"] / max(1, totals["output_tokens"]),
         "reconnects": sum(note["stale_connections"] for note in notes),
         "failure_messages": messages,
         "client": {

@@ -28,6 +28,14 @@ class Records:
     columns cannot say: how tokens were counted, samples of failures' messages, how the client itself did.
     `server` is what the server said of itself meanwhile, where it does so at all.
 
+    Notes on the answers of a real service, over all successful requests (of the window and around it):
+    `answers` is how many had output, `pieces_per_answer` in how many pieces of the stream it came on
+    average. `in_one_piece` of those with two tokens or more had all of them arrive at the same time, and
+    `in_one_piece_share` is their share: no gaps can be measured in them. `ended_early` answers were shorter
+    and `longer_than_asked` ones longer than asked. `hidden_tokens` were counted by the server and never
+    shown; `thinking_share` of the output tokens were thoughts. `tokens_counted_by` says how many answers'
+    tokens were counted in which way (see `openai_client.counting`).
+
     Of real services besides: `first_answer_us` is when the first token of the answer itself came, behind
     what the model thought aloud (-1: it did not think); `hidden_tokens` are output tokens that the server
     counted and never showed, which have no times; `cached_tokens` those of the prompt that it says it had in

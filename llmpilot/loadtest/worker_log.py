@@ -92,7 +92,7 @@ class Log:
         response_ids: list[str] = []
         methods: Counter[str] = Counter()
         samples: dict[str, str] = {}
-        chunks = merged = early = 0
+        totals: Counter[str] = Counter()
         columns = self._columns
         for i in range(n):
             times, lengths = array("q"), array("q")
@@ -129,8 +129,7 @@ class Log:
             if answer.cached_tokens is not None:
                 cached[i] = answer.cached_tokens
             answered[i], hidden[i] = answer.first_answer_ns, answer.hidden_tokens
-            chunks, merged = chunks + answer.chunks, merged + answer.merged
-            early += answer.ended_early
+            _add_to(totals, answer)
         self._spool.close()
         return Part(
             row=_ints(columns["row"]),
@@ -149,13 +148,29 @@ class Log:
             cached_tokens=_ints(cached),
             notes={
                 "counted_by": dict(methods),
-                "chunks": chunks,
-                "chunks_merged": merged,
-                "ended_early": early,
+                "totals": dict(totals),
                 "stale_connections": self.stale_connections,
                 "messages": samples,
             },
         )
+
+
+def _add_to(totals: "Counter[str]", answer: Reading) -> None:
+    """Add what an answer was like to the sums over all of them; see `Records` for the names."""
+    totals["chunks"] += answer.chunks
+    totals["chunks_merged"] += answer.merged
+    if answer.failure or not answer.token_ns:
+        return
+    totals["answers"] += 1
+    totals["pieces"] += answer.chunks
+    totals["output_tokens"] += len(answer.token_ns)
+    totals["thinking_tokens"] += answer.thinking_tokens
+    totals["hidden_tokens"] += answer.hidden_tokens
+    totals["ended_early"] += answer.ended_early
+    totals["longer_than_asked"] += answer.longer_than_asked
+    if len(answer.token_ns) > 1:
+        totals["answers_of_several"] += 1
+        totals["in_one_piece"] += answer.token_ns[0] == answer.token_ns[-1]
 
 
 def _ints(values: "array[int]") -> Int:

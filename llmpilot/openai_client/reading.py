@@ -26,7 +26,9 @@ class Reading:
     them that carried more than one. `first_answer_ns` is when the first token of the answer itself came,
     behind what the model thought aloud; -1 where it did not think. `hidden_tokens` are tokens of the first
     sequence that the server counted and never showed: thoughts that it keeps to itself. `cached_tokens` are
-    those of the prompt that it says it had in its cache; None where it does not say.
+    those of the prompt that it says it had in its cache; None where it does not say. `thinking_tokens` are
+    those of `token_ns` that were thoughts. An answer may end early or be longer than asked: it is one all
+    the same, of its own length.
     """
 
     failure: str = ""
@@ -42,6 +44,8 @@ class Reading:
     first_answer_ns: int = -1
     hidden_tokens: int = 0
     cached_tokens: int | None = None
+    longer_than_asked: bool = False
+    thinking_tokens: int = 0
 
 
 def read_answer(
