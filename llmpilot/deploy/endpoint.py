@@ -10,6 +10,7 @@ from llmpilot.deploy.nvml import Gpus
 from llmpilot.engine.openai import Dialect, OpenAIEngine
 from llmpilot.engine.server import ServerMetrics
 from llmpilot.errors import DoesNotFitError
+from llmpilot.openai_client.access import Access
 
 
 class ServerOutOfMemoryError(DoesNotFitError):
@@ -42,7 +43,7 @@ class HttpEndpoint:
     `vocabulary_size` bounds the token ids of random prompts; None takes ids that every LLM has.
     `simulated`: our own emulator answers there, so nothing of it is a measurement of an engine.
     `metrics` is where it shows its own, `gpus` those of this machine that it runs on; None: nothing known.
-    Worker processes get the endpoint without either.
+    Worker processes get the endpoint without either. `ca_file`, `proxy` and `http2` are as in `Access`.
     """
 
     url: str
@@ -58,6 +59,14 @@ class HttpEndpoint:
     gpus: Gpus | None = field(default=None, repr=False)
     gpus_known: str = ""
     """Which GPUs are looked at, or why none is."""
+    ca_file: str | None = None
+    proxy: str | None = field(default=None, repr=False)
+    http2: bool = False
+
+    @property
+    def access(self) -> Access:
+        """Return how it is reached."""
+        return Access(self.url, self.verify_tls, self.ca_file, self.proxy, self.http2)
 
     @property
     def hardware(self) -> str | None:

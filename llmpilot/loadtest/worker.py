@@ -25,7 +25,8 @@ from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.loadtest.traffic import Traffic
 from llmpilot.loadtest.worker_log import Log, Part
 from llmpilot.loadtest.worker_users import SECOND, ClosedLoop, OpenLoop, Plan, Rows, Sender, Writer
-from llmpilot.openai_client.http import clock_ns, resolve
+from llmpilot.openai_client.access import resolve
+from llmpilot.openai_client.http import clock_ns
 from llmpilot.openai_client.reading import read_answer
 
 MAX_CONNECTIONS_AHEAD = 64
@@ -73,7 +74,7 @@ def _run(level: Any) -> Part:
 async def _level(job: Job, channel: Channel) -> Part:
     loop = asyncio.get_running_loop()
     load, endpoint = job.traffic.load, job.endpoint
-    target = await loop.run_in_executor(None, resolve, endpoint.url, endpoint.verify_tls)
+    target = await loop.run_in_executor(None, resolve, endpoint.access)
     log = Log()
     sender = await _prepare(job, log, target, lambda: channel.send(("quiet",)))
     gc.collect()

@@ -13,17 +13,11 @@ from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.engine.openai import Asked
 from llmpilot.loadtest.client_prompts import TextPrompts, TokenIdPrompts
 from llmpilot.loadtest.worker_log import Log
+from llmpilot.openai_client.access import Target
+from llmpilot.openai_client.connecting import connect, connect_failure
 from llmpilot.openai_client.flight import Flight
 from llmpilot.openai_client.framing import tail_of
-from llmpilot.openai_client.http import (
-    Connection,
-    Target,
-    clock_ns,
-    connect,
-    connect_failure,
-    head_of,
-    request,
-)
+from llmpilot.openai_client.http import Connection, clock_ns, head_of, request
 from llmpilot.simulator import RequestSource
 from llmpilot.workload import PARAMETERS, Requests, ThinkTimes
 
@@ -60,7 +54,7 @@ class Writer:
         self._prompts = (
             TokenIdPrompts(seed, endpoint.vocabulary_size) if engine.takes_token_ids else TextPrompts(seed)
         )
-        self._head = head_of(endpoint.url, engine.path, endpoint.headers)
+        self._head = head_of(endpoint.access, engine.path, endpoint.headers)
 
     def write(self, row: int) -> Flight:
         """Return request `row`, ready to be sent."""

@@ -34,14 +34,18 @@ class Flight:
         "wire",
     )
 
-    def __init__(self, row: int, wire: bytes, output_tokens: int, sequences: int) -> None:
+    def __init__(
+        self, row: int, wire: bytes, output_tokens: int, sequences: int, room: int | None = None
+    ) -> None:
         self.row, self.wire = row, wire
         self.output_tokens, self.sequences = output_tokens, sequences
         self.begun_ns = 0  # from when latency counts: sent, or in an open loop scheduled
         self.sent_ns = 0
         self.pieces: list[bytes] = []
         self.times = array("q")
-        self._room = ROOM + sequences * (ROOM_PER_TOKEN * output_tokens + ROOM_PER_BYTE_ASKED * len(wire))
+        if room is None:
+            room = ROOM + sequences * (ROOM_PER_TOKEN * output_tokens + ROOM_PER_BYTE_ASKED * len(wire))
+        self._room = room  # how long its answer may be [bytes]
         self._weighed = 0
         self.awaited = False
         self.status = b""

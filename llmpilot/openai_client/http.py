@@ -1,19 +1,20 @@
 """HTTP/1.1 as the load test needs it: one request at a time on a kept connection, every arrival stamped.
 
 The clock is read first, then as little as possible is looked at: where the answer ends. What it says is
-read after the fact, in `stream`.
+read after the fact, in `reading`.
 """
 
 import asyncio
 import socket
-import ssl
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from llmpilot import __version__
+from llmpilot.openai_client.access import Access
 from llmpilot.openai_client.flight import Flight
 from llmpilot.openai_client.framing import BLANK_LINE, LAST_CHUNK, chunks_end, is_interim, length_of
+from llmpilot.openai_client.proxies import read_proxy
 
 clock_ns = time.perf_counter_ns
 """Monotonic, and on Linux, macOS and Windows the same in every process of the machine."""
@@ -23,40 +24,35 @@ SHORT = len(LAST_CHUNK)
 TWO_BLANK_LINES = b"\r\n\r\n\r\n"
 """As a chunk ends whose events end with such a line: no answer does."""
 
+OWN_FIELDS = {
+    "User-Agent": f"llm-pilot/{__version__}",  # some gateways refuse a request without one
+    "Content-Type": "application/json",
+    "Accept": "text/event-stream",
+    "Accept-Encoding": "identity",  # what a compressor holds back would come late
+}
+
 _HEAD, _CHUNKED, _LENGTH, _UNTIL_CLOSE = range(4)
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where connections go: resolved addresses, and TLS where the URL asks for it."""
+def head_of(access: Access, path: str, headers: Mapping[str, str], method: str = "POST") -> bytes:
+    """Return a request's head up to where its request id and length go (see `request`).
 
-    host: str
-    addresses: tuple[tuple[int, Any], ...]
-    tls: ssl.SSLContext | None
-
-
-def resolve(url: str, verify_tls: bool = True) -> Target:
-    """Return the target of a URL; names are looked up once, here.
-
-    Raises:
-        OSError: the name is not known.
+    `headers` replace our own, whatever the case of their names. A proxy without a tunnel is told where to
+    pass the request on.
     """
-    parts = urlsplit(url)
-    tls = None
-    if parts.scheme == "https":
-        tls = ssl.create_default_context()
-        if not verify_tls:
-            tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
-    host, port = parts.hostname or "", parts.port or (443 if tls else 80)
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return Target(host, tuple((int(family), address) for family, _, _, _, address in found), tls)
-
-
-def head_of(url: str, path: str, headers: dict[str, str]) -> bytes:
-    """Return a POST's head up to where its request id and length go (see `request`)."""
-    parts = urlsplit(url)
-    lines = [f"POST {parts.path.rstrip('/')}{path} HTTP/1.1", f"Host: {parts.netloc.rpartition('@')[2]}"]
-    fields = {"Content-Type": "application/json", "Accept": "text/event-stream"} | headers
+    parts = urlsplit(access.url)
+    host = parts.netloc.rpartition("@")[2]
+    fields = dict(OWN_FIELDS)
+    if method != "POST":
+        del fields["Content-Type"], fields["Accept"]
+    goal = f"{parts.path.rstrip('/')}{path}"
+    if access.proxy is not None and not access.tunneled:
+        goal = f"http://{host}{goal}"
+        if authorization := read_proxy(access.proxy).authorization:
+            fields["Proxy-Authorization"] = authorization
+    given = {name.lower() for name in headers}
+    fields = {name: value for name, value in fields.items() if name.lower() not in given} | dict(headers)
+    lines = [f"{method} {goal} HTTP/1.1"] + ([] if "host" in given else [f"Host: {host}"])
     lines += [f"{name}: {value}" for name, value in fields.items()]
     return "\r\n".join(lines).encode() + b"\r\n"
 
@@ -70,16 +66,17 @@ class Connection(asyncio.Protocol):
     """One connection; `flight` is the request whose answer it waits for.
 
     A flight ends with a failure's kind, or with "" when the answer's framing says that it is whole.
-    `usable` tells whether another request may follow.
+    `usable` tells whether another request may follow. `unasked` is what came before any request.
     """
 
-    __slots__ = ("_framing", "_left", "_socket", "flight", "transport", "usable", "used")
+    __slots__ = ("_framing", "_left", "_socket", "flight", "transport", "unasked", "usable", "used")
 
     def __init__(self, sock: socket.socket | None) -> None:
         self._socket = sock  # None where TLS stands between
         self.transport: asyncio.Transport | None = None
         self.flight: Flight | None = None
         self.usable = self.used = False
+        self.unasked = b""
         self._framing, self._left = _HEAD, 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -114,6 +111,7 @@ class Connection(asyncio.Protocol):
         now_ns = clock_ns()
         flight = self.flight
         if flight is None:
+            self.unasked = self.unasked if self.used else data
             self.close()
             return
         flight.times.append(now_ns)
@@ -200,46 +198,3 @@ class Connection(asyncio.Protocol):
                 self._end("")
         else:
             self._framing, self.usable = _UNTIL_CLOSE, False
-
-
-async def connect(target: Target, timeout_s: float) -> Connection:
-    """Return a new connection.
-
-    Raises:
-        OSError: nobody answers at any of the addresses; TimeoutError is one of its kind.
-    """
-    loop = asyncio.get_running_loop()
-    problem: OSError = ConnectionError("the name has no address")
-    for family, address in target.addresses:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            async with asyncio.timeout(timeout_s):
-                await loop.sock_connect(sock, address)
-                _, protocol = await loop.create_connection(
-                    lambda sock=sock: Connection(None if target.tls else sock),
-                    sock=sock,
-                    ssl=target.tls,
-                    server_hostname=target.host if target.tls else None,
-                )
-            return protocol
-        except OSError as error:
-            sock.close()
-            problem = error
-        except BaseException:
-            sock.close()
-            raise
-    raise problem
-
-
-def connect_failure(error: OSError) -> str:
-    """Return the failure's kind when no connection could be made."""
-    if isinstance(error, ConnectionRefusedError):
-        return "connection_refused"
-    if isinstance(error, TimeoutError):
-        return "connect_timeout"
-    if isinstance(error, ssl.SSLError):
-        return "tls_failed"
-    # EMFILE, ENFILE, EADDRNOTAVAIL: this machine has no more sockets or ports; not the server's fault.
-    return "client_out_of_sockets" if error.errno in (24, 23, 99) else "connect_failed"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from llmpilot.engine.openai import Asked, OpenAIEngine
 from llmpilot.loadtest.client_prompts import SAFE_IDS, TextPrompts, TokenIdPrompts, id_range
+from llmpilot.openai_client.access import Access
 from llmpilot.openai_client.http import head_of, request
 
 GREEDY = Asked(8, 16, 1, True, 0.7, 40, 0.9)
@@ -93,7 +94,8 @@ def test_chat_sends_text() -> None:
 
 
 def test_request_is_http() -> None:
-    head = head_of("https://user:secret@host:8443/base/", "/v1/completions", {"Authorization": "Bearer k"})
+    access = Access("https://user:secret@host:8443/base/")
+    head = head_of(access, "/v1/completions", {"Authorization": "Bearer k"})
     lines = request(head, b"a-1", b"{}").decode().split("\r\n")
     assert lines[0] == "POST /base/v1/completions HTTP/1.1"
     assert {"Host: host:8443", "Authorization: Bearer k", "X-Request-Id: a-1", "Content-Length: 2"} <= set(

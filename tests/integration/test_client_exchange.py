@@ -1,0 +1,163 @@
+"""One exchange as the probe of a service has it: the load test's connection, bounded, closed behind it."""
+
+import gzip
+import shutil
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from certificates import needs_openssl, of_internal_ca, self_signed
+from odd_service import HEAD, MODELS, SOUND, Way, again_and_again, service, whole
+
+from llmpilot.errors import ConfigError
+from llmpilot.openai_client import connecting
+from llmpilot.openai_client.access import Access, resolve
+from llmpilot.openai_client.exchange import Exchange, NoAnswerError, ask_now, wire_of
+from llmpilot.openai_client.reading import read_answer
+
+VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
+@pytest.fixture(autouse=True)
+def no_certificates_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+
+
+def get(
+    url: str, path: str = "/v1/models", *, limits: dict[str, Any] | None = None, **access: Any
+) -> Exchange:
+    reached = Access(url, **access)
+    return ask_now(resolve(reached), wire_of(reached, "GET", path, {}), **(limits or {}))
+
+
+def post(url: str, **access: Any) -> Exchange:
+    reached = Access(url, **access)
+    return ask_now(resolve(reached), wire_of(reached, "POST", "/v1/completions", {}, b"{}"))
+
+
+def test_an_answer_is_there_with_its_times_and_can_be_read_as_the_load_test_reads() -> None:
+    stream = HEAD + b"Location: /Not/Lowered\r\nContent-Length: %d\r\n\r\n" % len(SOUND) + SOUND
+    with service(lambda send: send(stream)) as url:
+        answer = post(url)
+    assert (answer.status, answer.headers["location"]) == (200, "/Not/Lowered")
+    assert answer.text.encode() == SOUND
+    assert answer.raw == stream
+    assert answer.ends[-1] == len(stream)
+    read = read_answer(answer.raw, answer.ends, answer.flight.times, output_tokens=1, sequences=1)
+    assert read.failure == ""
+    assert read.token_ns[0] > answer.flight.sent_ns > 0
+
+
+def test_an_early_hint_is_no_answer_and_what_is_compressed_is_unpacked() -> None:
+    packed = gzip.compress(b'{"data": []}')
+    hinted = b"HTTP/1.1 103 Early Hints\r\nX-A: 1\r\n\r\n"
+    way = whole(packed, "200 OK", "Content-Encoding: gzip", "X-B: 2")
+    with service(lambda send: (send(hinted), way(send)), "GET") as url:
+        answer = get(url)
+    assert answer.text == '{"data": []}'
+    assert "x-a" not in answer.headers
+    assert answer.headers["x-b"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("way", "kind"),
+    [
+        (again_and_again(HEAD + b"\r\n", b"data: x\n\n" * 10_000, 0), "endless_answer"),
+        (again_and_again(HEAD, b"X-A: b\r\n", 0.02), "request_timeout"),
+        (again_and_again(HEAD + b"\r\n", b": ping\n\n", 0.02), "request_timeout"),
+        (lambda send: send(b"SSH-2.0-OpenSSH\r\n"), "bad_http"),
+        (lambda send: send(HEAD + b"Content-Length: 9\r\n\r\nabc") and 1 / 0, "request_timeout"),
+    ],
+    ids=["endless", "endless head", "drip", "no http", "half"],
+)
+def test_what_is_no_whole_answer_has_the_load_tests_name_for_it(way: Way, kind: str) -> None:
+    limits = {"timeout_s": 0.25, "most_bytes": 200_000}
+    began_s = time.monotonic()
+    with service(way, "GET") as url, pytest.raises(NoAnswerError) as failed:
+        get(url, limits=limits)
+    assert failed.value.kind == kind
+    assert failed.value.so_far is not None
+    assert len(failed.value.so_far.raw) <= 200_000
+    assert time.monotonic() - began_s < 10
+
+
+def test_no_connection_has_its_own_name_too() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with pytest.raises(NoAnswerError, match="refused") as failed:
+            get(f"http://127.0.0.1:{unused.getsockname()[1]}")
+    assert (failed.value.kind, failed.value.so_far) == ("connection_refused", None)
+    with pytest.raises(OSError, match=r"no-such-host\.invalid"):
+        get("http://no-such-host.invalid")
+
+
+@needs_openssl
+@pytest.mark.parametrize("timeout_s", [0.1, 5.0])
+@pytest.mark.parametrize("tls", [False, True])
+def test_nothing_stays_open(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, timeout_s: float, tls: bool
+) -> None:
+    opened: list[socket.socket] = []
+
+    class Recorded(socket.socket):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
+            opened.append(self)
+
+    monkeypatch.setattr(connecting, "socket", SimpleNamespace(**(vars(socket) | {"socket": Recorded})))
+    way = again_and_again(HEAD, b"X-A: b\r\n", 0.02) if timeout_s < 1 else whole(MODELS)
+    with service(way, "GET", tls=self_signed(tmp_path) if tls else None) as url, suppress(NoAnswerError):
+        get(url, limits={"timeout_s": timeout_s}, verify_tls=False)
+    assert [sock.fileno() for sock in opened] == [-1]
+
+
+@needs_openssl
+def test_an_internal_ca_is_trusted_by_every_way_to_name_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, ca = of_internal_ca(tmp_path)
+    (hashed := tmp_path / "certs").mkdir()
+    shutil.copy(ca, hashed)
+    subprocess.run(["openssl", "rehash", hashed], check=True, capture_output=True)
+    with service(whole(SOUND), tls=context) as url:
+        with pytest.raises(NoAnswerError, match="local issuer") as untrusted:
+            get(url)
+        assert untrusted.value.kind == "tls_failed"
+        assert get(url, ca_file=str(ca)).status == 200
+        assert get(url, verify_tls=False).status == 200
+        for variable in VARIABLES:
+            with monkeypatch.context() as patch:
+                patch.setenv(variable, str(hashed if variable == "SSL_CERT_DIR" else ca))
+                assert get(url).status == 200, variable
+
+
+@needs_openssl
+def test_trusting_a_ca_does_not_trust_others(tmp_path: Path) -> None:
+    _, ca = of_internal_ca(tmp_path)
+    with service(whole(SOUND), tls=self_signed(tmp_path)) as url, pytest.raises(NoAnswerError) as failed:
+        get(url, ca_file=str(ca))
+    assert failed.value.kind == "tls_failed"
+
+
+@pytest.mark.parametrize("variable", [*VARIABLES, "deployment.ca_file"])
+def test_a_ca_file_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    empty = tmp_path / "empty.pem"
+    empty.write_text("hello\n")
+    for path in (tmp_path / "missing.pem", empty):
+        settings = {}
+        if variable.isupper():
+            monkeypatch.setenv(variable, str(path))
+        else:
+            settings = {"ca_file": str(path)}
+        with pytest.raises(ConfigError, match=variable.replace(".", r"\.")) as refused:
+            resolve(Access("https://127.0.0.1:1", **settings))
+        assert str(path) in str(refused.value)
+        resolve(Access("http://127.0.0.1:1", **settings))
