@@ -7,7 +7,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from llmpilot.config import Facts
 from llmpilot.deploy.nvml import Gpus
-from llmpilot.engine.openai import Dialect, OpenAIEngine
+from llmpilot.engine.openai import Dialect, Fields, OpenAIEngine
 from llmpilot.engine.server import ServerMetrics
 from llmpilot.errors import DoesNotFitError
 from llmpilot.openai_client.access import Access
@@ -38,8 +38,10 @@ class ClientSettings(Facts):
 
 @dataclass(frozen=True)
 class HttpEndpoint:
-    """A service that answers at `url` (no path, no slash at its end). `headers` may hold the API key.
+    """A service that answers at `url` (no slash, no version of an API at its end).
 
+    Its API begins at `api_path` below that; `query` follows every path, without its question mark. `headers`
+    and `query` may hold keys. `fields` says which of the dialect's fields it takes.
     `vocabulary_size` bounds the token ids of random prompts; None takes ids that every LLM has.
     `simulated`: our own emulator answers there, so nothing of it is a measurement of an engine.
     `metrics` is where it shows its own, `gpus` those of this machine that it runs on; None: nothing known.
@@ -62,11 +64,23 @@ class HttpEndpoint:
     ca_file: str | None = None
     proxy: str | None = field(default=None, repr=False)
     http2: bool = False
+    api_path: str = "/v1"
+    query: str = field(default="", repr=False)
+    fields: Fields = field(default_factory=Fields)
 
     @property
     def access(self) -> Access:
         """Return how it is reached."""
         return Access(self.url, self.verify_tls, self.ca_file, self.proxy, self.http2)
+
+    @property
+    def path(self) -> str:
+        """Where requests are posted to, below `url`."""
+        return self.at(self.api_path + self.engine.path)
+
+    def at(self, path: str) -> str:
+        """Return a path below `url` with the query that every request carries."""
+        return f"{path}?{self.query}" if self.query else path
 
     @property
     def hardware(self) -> str | None:

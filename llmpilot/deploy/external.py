@@ -95,6 +95,7 @@ class ExternalDeployment(Facts):
         )
         served, facts = self._find_model(caller)
         owner = str(facts.get("owned_by", ""))
+        engine = engine.ways()[0]
         dialect = self._find_dialect(caller, engine, served, owner)
         metrics = discover(caller)
         yield HttpEndpoint(
@@ -167,7 +168,11 @@ class ExternalDeployment(Facts):
             prompt = PROBE_IDS if engine.takes_token_ids else b'"the of and to"'
             body = engine.body(PROBE, [prompt], model, dialect)
             answer = self._ask(
-                caller, "POST", engine.path, content=body, headers={"Content-Type": "application/json"}
+                caller,
+                "POST",
+                f"/v1{engine.path}",
+                content=body,
+                headers={"Content-Type": "application/json"},
             )
             if answer.status == 200:
                 fault = fault_in_stream(answer.text)
@@ -184,7 +189,7 @@ class ExternalDeployment(Facts):
         if status == 404:
             other = "chat" if engine.api == "completions" else "completions"
             raise ServiceError(
-                f"{self.url} has no {engine.path}", cure=f"try the other API: engine.api={other}"
+                f"{self.url} has no /v1{engine.path}", cure=f"try the other API: engine.api={other}"
             )
         cure = trouble.cure_of(status)
         if status in (400, 422) and engine.takes_token_ids:

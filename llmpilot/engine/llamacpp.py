@@ -71,7 +71,7 @@ class LlamaCppEngine(StartedEngine):
     @property
     def wire(self) -> OpenAIEngine:
         """How requests are put to it and answers are read."""
-        return OpenAIEngine(dialect="llamacpp")
+        return OpenAIEngine(api="completions", prompt="token_ids", dialect="llamacpp")
 
     def default_max_batch_weight(self, model: Model, gpu: Gpu) -> int:
         """Return the KV cache that the profile's memory holds by the facts of the model [tokens].

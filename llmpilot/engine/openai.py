@@ -4,6 +4,7 @@ Knows nothing of sockets, clocks or how the service was started.
 """
 
 import json
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import PositiveInt
@@ -27,6 +28,36 @@ EXTRAS: dict[Dialect, dict[str, Any]] = {
 """Fields beyond OpenAI's own that make lengths exact and tokens countable, by the server's dialect."""
 
 
+STREAM_OPTIONS = ("include_usage", "continuous_usage_stats")
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Which fields of its dialect a server takes: all but `left_out`; `length` names that of the length.
+
+    `left_out` may also hold members of `stream_options` (`continuous_usage_stats`).
+    """
+
+    left_out: frozenset[str] = frozenset()
+    length: str = "max_tokens"
+
+    def of(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return those of a request's fields that are sent."""
+        kept = {
+            self.length if name == "max_tokens" else name: value
+            for name, value in fields.items()
+            if name not in self.left_out
+        }
+        if "stream" not in kept:
+            kept.pop("stream_options", None)
+        elif "stream_options" in kept:
+            options = {k: v for k, v in kept["stream_options"].items() if k not in self.left_out}
+            kept["stream_options"] = options
+            if not options:
+                del kept["stream_options"]
+        return kept
+
+
 class Asked(NamedTuple):
     """What one request asks for."""
 
@@ -42,10 +73,12 @@ class Asked(NamedTuple):
 class OpenAIEngine(InferenceEngine):
     """Any server that speaks OpenAI's API: what it is made of is not known, only what it answers.
 
-    `prompt=text` is for servers that refuse token ids; lengths are then as exact as its tokenizer lets
-    them be, and the server's own count replaces ours. `sequences` says how a request of several sequences
-    is sent: as so many prompts (each weighs its input and output, as the batch weight has it; works
-    greedily) or as `n` (OpenAI's parameter; servers share the prompt, and vLLM refuses it without sampling).
+    What `api` and `prompt` auto come to, a service's first answers say (`ways`); until then they stand for
+    completions of token ids. `prompt=text` is for servers that refuse token ids; lengths are then as exact as
+    its tokenizer lets them be, and the server's own count replaces ours. `sequences` says how a request of
+    several sequences is sent: as so many prompts (each weighs its input and output, as the batch weight has
+    it; works greedily) or as `n` (OpenAI's parameter; servers share the prompt, and vLLM refuses it without
+    sampling).
     `vocabulary_size` bounds the ids of random prompts where the server has fewer than the model's facts say.
     `serves` is the engine that the server runs, where that is known: what is measured then counts as its.
     """
@@ -53,8 +86,8 @@ class OpenAIEngine(InferenceEngine):
     name: ClassVar[str] = "openai"
     places: ClassVar[tuple[str, ...]] = ("external",)
 
-    api: Literal["completions", "chat"] = "completions"
-    prompt: Literal["token_ids", "text"] = "token_ids"
+    api: Literal["auto", "completions", "chat"] = "auto"
+    prompt: Literal["auto", "token_ids", "text"] = "auto"
     sequences: Literal["prompts", "n"] = "prompts"
     dialect: Literal["auto", "vllm", "llamacpp", "standard"] = "auto"
     vocabulary_size: PositiveInt | None = None
@@ -62,23 +95,37 @@ class OpenAIEngine(InferenceEngine):
 
     @property
     def path(self) -> str:
-        """Where requests are posted to, below the server's URL."""
-        return "/v1/chat/completions" if self.api == "chat" else "/v1/completions"
+        """Where requests are posted to, below the base of the server's API (`/v1`)."""
+        return "/chat/completions" if self.api == "chat" else "/completions"
 
     @property
     def takes_token_ids(self) -> bool:
         """Whether prompts are token ids, of exact length."""
-        return self.api == "completions" and self.prompt == "token_ids"
+        return self.api != "chat" and self.prompt != "text"
+
+    def ways(self, api: Literal["completions", "chat"] | None = None) -> list["OpenAIEngine"]:
+        """Return the engine as it may be settled, best first; `api` is the one that the URL names, if any."""
+        wanted = self.api if self.api != "auto" else api or "auto"
+        apis = ("completions", "chat") if wanted == "auto" else (wanted,)
+        prompts = ("token_ids", "text") if self.prompt == "auto" else (self.prompt,)
+        pairs = [(api, prompt) for api in apis for prompt in (prompts if api == "completions" else ("text",))]
+        return [self.model_copy(update={"api": api, "prompt": prompt}) for api, prompt in pairs]
 
     def dialects(self, owned_by: str) -> tuple[Dialect, ...]:
         """Return the dialects to try, best first, for a server whose model is `owned_by` somebody."""
+        first: Dialect = "llamacpp" if owned_by == "llamacpp" else "vllm"
         if self.dialect != "auto":
-            return (self.dialect,)
-        if owned_by == "llamacpp":
-            return ("llamacpp", "standard")
-        return ("vllm", "standard")
+            first = self.dialect
+        return (first,) if first == "standard" else (first, "standard")
 
-    def body(self, asked: Asked, prompts: list[bytes], model: str, dialect: Dialect) -> bytes:
+    def body(
+        self,
+        asked: Asked,
+        prompts: list[bytes],
+        model: str,
+        dialect: Dialect,
+        taken: Fields = Fields(),
+    ) -> bytes:
         """Return the JSON body of a request; `prompts` are JSON already, one for each prompt sent."""
         fields: dict[str, Any] = {"model": model, "stream": True, "max_tokens": asked.output_tokens}
         fields |= EXTRAS[dialect]
@@ -92,7 +139,7 @@ class OpenAIEngine(InferenceEngine):
                 fields["top_k"] = asked.top_k
         if asked.sequences > len(prompts):
             fields["n"] = asked.sequences
-        head = json.dumps(fields, separators=(",", ":")).encode()[:-1]
+        head = json.dumps(taken.of(fields), separators=(",", ":")).encode()[:-1]
         if self.api == "chat":
             return head + b',"messages":[{"role":"user","content":' + prompts[0] + b"}]}"
         joined = prompts[0] if len(prompts) == 1 else b"[" + b",".join(prompts) + b"]"

@@ -69,7 +69,7 @@ class SglangEngine(ScheduledEngine):
     @property
     def wire(self) -> OpenAIEngine:
         """How requests are put to it and answers are read."""
-        return OpenAIEngine(dialect="vllm")
+        return OpenAIEngine(api="completions", prompt="token_ids", dialect="vllm")
 
     def told(self) -> dict[str, Any]:
         """Return the settings of its steps and its memory."""

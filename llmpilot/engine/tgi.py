@@ -81,7 +81,7 @@ class TgiEngine(StartedEngine):
     @property
     def wire(self) -> OpenAIEngine:
         """How requests are put to it and answers are read: text prompts in OpenAI's own fields only."""
-        return OpenAIEngine(dialect="standard", prompt="text")
+        return OpenAIEngine(api="completions", prompt="text", dialect="standard")
 
     def served_model(self, model: Model) -> str:
         """Return the name that the server gives the model in its API: what it was loaded from."""

@@ -59,7 +59,7 @@ class TrtllmEngine(ScheduledEngine):
     @property
     def wire(self) -> OpenAIEngine:
         """How requests are put to it and answers are read: as much of vLLM's fields as its release takes."""
-        return OpenAIEngine()
+        return OpenAIEngine(api="completions", prompt="token_ids")
 
     def told(self) -> dict[str, Any]:
         """Return the settings of its steps and its memory."""

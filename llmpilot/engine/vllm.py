@@ -79,7 +79,12 @@ class VllmEngine(ScheduledEngine):
     @property
     def wire(self) -> OpenAIEngine:
         """How requests are put to it and answers are read: no token ids that the served model has not."""
-        return OpenAIEngine(dialect="vllm", vocabulary_size=self._vocabulary_size())
+        return OpenAIEngine(
+            api="completions",
+            prompt="token_ids",
+            dialect="vllm",
+            vocabulary_size=self._vocabulary_size(),
+        )
 
     @model_validator(mode="after")
     def _every_request_has_its_token(self) -> "VllmEngine":

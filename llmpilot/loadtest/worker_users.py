@@ -54,7 +54,7 @@ class Writer:
         self._prompts = (
             TokenIdPrompts(seed, endpoint.vocabulary_size) if engine.takes_token_ids else TextPrompts(seed)
         )
-        self._head = head_of(endpoint.access, engine.path, endpoint.headers)
+        self._head = head_of(endpoint.access, endpoint.path, endpoint.headers)
 
     def write(self, row: int) -> Flight:
         """Return request `row`, ready to be sent."""
@@ -64,7 +64,7 @@ class Writer:
         # Low digits come first in a prompt: requests differ at once, levels and repeated runs soon after.
         number = (self._nonce << 44) + (row << 12)
         prompts = [self._prompts.prompt(number + j, asked.input_tokens) for j in range(count)]
-        body = endpoint.engine.body(asked, prompts, endpoint.model, endpoint.dialect)
+        body = endpoint.engine.body(asked, prompts, endpoint.model, endpoint.dialect, endpoint.fields)
         wire = request(self._head, b"%05x-%d" % (self._nonce, row), body)
         return Flight(row, wire, asked.output_tokens, asked.sequences)
 
