@@ -147,4 +147,4 @@ class OpenAIEngine(InferenceEngine):
 
     def prompts_for(self, asked: Asked) -> int:
         """Return how many prompts a request is sent as."""
-        return asked.sequences if self.api == "completions" and self.sequences == "prompts" else 1
+        return asked.sequences if self.api != "chat" and self.sequences == "prompts" else 1
