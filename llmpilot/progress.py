@@ -8,6 +8,7 @@ from rich.progress import Progress as RichProgress
 from llmpilot.config import Load
 from llmpilot.console import err, note
 from llmpilot.metrics import Level
+from llmpilot.schema import exactly
 
 
 class Progress:
@@ -37,7 +38,7 @@ class Progress:
 
     def begin(self, level: float) -> None:
         """A level begins."""
-        self._bar.update(self._task, description=f"{level:g} {self._unit}")
+        self._bar.update(self._task, description=f"{exactly(level)} {self._unit}")
 
     def end(self, level: Level) -> None:
         """A level has ended with these figures."""
@@ -46,7 +47,7 @@ class Progress:
         latencies = "no request succeeded" if ttft_ms is None else f"TTFT p50 {ttft_ms:.0f} ms"
         latencies += "" if itl_ms is None else f", ITL p50 {itl_ms:.1f} ms"
         note(
-            f"  {level['level']:g} {self._unit}: {level['requests_ok']} requests ok, "
+            f"  {exactly(level['level'])} {self._unit}: {level['requests_ok']} requests ok, "
             f"{level['requests_failed']} failed; {latencies}; {level['throughput_tok_s']:.0f} tokens/s"
             f"{_server(level.get('server', {}))}"
         )

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from llmpilot.errors import ConfigError, PilotError
 from llmpilot.files import replacing, to_json, write_text
+from llmpilot.schema import exactly
 
 ROOT = Path(".llmpilot") / "runs"
 FORMAT = 1
@@ -149,7 +150,7 @@ class RunFolder:
                 return
 
     def _requests_path(self, level: float) -> Path:
-        return self.path / "requests" / f"{level:g}.parquet"
+        return self.path / "requests" / f"{exactly(level)}.parquet"
 
 
 def _concatenate(paths: Iterator[Path], target: Path) -> None:

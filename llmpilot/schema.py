@@ -10,6 +10,11 @@ NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 
 
+def exactly(value: float) -> str:
+    """Return a number in digits, as many as tell it from every other: `8`, `2.5`, `1.0000001`."""
+    return repr(float(value)).removesuffix(".0")
+
+
 class Facts(BaseModel):
     """Base of all schemas: frozen, no unknown keys, no NaN or infinity."""
 

@@ -36,6 +36,7 @@ from llmpilot.dataset.measurements import (
 )
 from llmpilot.dataset.table import Dataset, frame_of, merge
 from llmpilot.errors import ConfigError, TrackingError
+from llmpilot.schema import exactly
 from llmpilot.secrets import redact
 from llmpilot.tracking import CHARACTERIZE, Tracker
 
@@ -191,7 +192,7 @@ def _dataset(run: _Run, found: Collected, measured: list[Measurements], *, simul
     }
     rows = []
     for level in run.levels:
-        if f"{level['level']:g}" in slow_client:
+        if exactly(level["level"]) in slow_client:
             found.left_out[CLIENT] += 1
         elif level.get("window_problem") is not None:  # which runs of earlier versions do not state
             found.left_out[SHORT_WINDOW] += 1
@@ -257,7 +258,7 @@ def _measurements(run: _Run, model: Model, gpu: Gpu, slow_client: set[str]) -> M
     rows = [
         same | {load: level["level"]} | _all_figures(level)
         for level in run.levels or []
-        if f"{level['level']:g}" not in slow_client
+        if exactly(level["level"]) not in slow_client
         and level.get("window_problem") is None
         and level["requests_ok"]
     ]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmpilot.files import replacing
+from llmpilot.schema import exactly
 
 
 class Sample(NamedTuple):
@@ -71,6 +72,6 @@ def write_csv(path: Path, level: float, window_us: tuple[int, int], samples: Ser
     for i, time_us in enumerate(samples.time_us.tolist()):
         figures = (float(samples.columns[name][i]) for name in FIGURES)
         cells = ["" if np.isnan(figure) else f"{round(figure, 6):.12g}" for figure in figures]
-        rows.append([f"{level:g}", f"{time_us / 1e6:.3f}", int(inside[i]), *cells])
+        rows.append([exactly(level), f"{time_us / 1e6:.3f}", int(inside[i]), *cells])
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([["level", "time_s", "in_window", *FIGURES], *rows])

@@ -20,6 +20,7 @@ from llmpilot.report.words import (
     sla_of,
     title,
 )
+from llmpilot.schema import exactly
 
 SERVER_ROWS: dict[str, tuple[str, str, int]] = {
     "server: requests running, mean": ("running", "mean", 1),
@@ -87,7 +88,7 @@ def page(result: Result) -> str:
 
 def _html_table(result: Result) -> str:
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
-        result["level_unit"]: lambda level: f"{level['level']:g}{mark(level)}",
+        result["level_unit"]: lambda level: f"{exactly(level['level'])}{mark(level)}",
         "requests ok": lambda level: f"{level['requests_ok']:,}",
         "failed": lambda level: ", ".join(f"{n} {kind}" for kind, n in level["failures"].items()) or "0",
         "left out: warm-up": lambda level: f"{level['excluded']['warmup']:,}",

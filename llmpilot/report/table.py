@@ -5,8 +5,10 @@ from typing import Any
 
 from rich.table import Table
 
+from llmpilot.boundary import AT_LEAST
 from llmpilot.console import out, say
-from llmpilot.report.words import Result, dollars_per_million, figure_of, mark, server_figure
+from llmpilot.report.words import Result, dollars_per_million, figure_of, largest, mark, server_figure
+from llmpilot.schema import exactly
 
 NARROW, WIDE = 110, 160
 
@@ -17,7 +19,7 @@ def print_table(result: Result) -> None:
     A `!` marks a level whose steady window was too short.
     """
     columns: list[tuple[str, bool, Callable[[dict[str, Any]], str]]] = [
-        (result["level_unit"], True, lambda level: f"{level['level']:g}{mark(level)}"),
+        (result["level_unit"], True, lambda level: f"{exactly(level['level'])}{mark(level)}"),
         ("ok", True, lambda level: f"{level['requests_ok']:,}"),
         ("failed", True, lambda level: f"{level['requests_failed']:,}"),
         ("TTFT p50\n[ms]", True, lambda level: figure_of(level["ttft_ms"]["p50"], 0)),
@@ -59,16 +61,17 @@ def print_sweep(cells: list[dict[str, Any]]) -> None:
         table.add_column(name, justify="left" if name in ("cell", "status") else "right")
     for entry in cells:
         result = entry.get("result") or {}
-        largest, cost = result.get("level_max"), result.get("cost_per_hour")
+        most, cost = result.get("level_max"), result.get("cost_per_hour")
+        at_most = "<= " if result.get("level_max_is") == AT_LEAST else ""
         weight = result.get("max_batch_weight", result.get("best_max_batch_weight"))
         table.add_row(
             entry["cell"],
             entry["status"],
             figure_of(weight, 0),
-            figure_of(largest, 0),
+            largest(result),
             figure_of(cost, 2),
             figure_of(result.get("cost_per_million_output_tokens"), 2),
-            figure_of(cost / largest if cost and largest else None, 3),
+            f"{at_most}{cost / most:,.3f}" if cost and most else "-",
         )
     say()
     out.print(table)

@@ -3,7 +3,9 @@
 from typing import Any
 
 from llmpilot import metrics
+from llmpilot.boundary import AT_LEAST, BELOW, EXACT
 from llmpilot.config import LATENCIES, Sla
+from llmpilot.schema import exactly
 
 Result = dict[str, Any]
 LATENCY_LABELS = {
@@ -18,7 +20,7 @@ COLOURS = {"p50": "#1f77b4", "p90": "#2ca02c", "p95": "#ff7f0e", "p99": "#d62728
 def short_windows(result: Result) -> list[str]:
     """Return a sentence for each level whose steady window was too short to judge it by."""
     return [
-        f"{level['level']:g} {result['level_unit']}: {problem}"
+        f"{exactly(level['level'])} {result['level_unit']}: {problem}"
         for level in result["levels"]
         if (problem := level.get("window_problem"))
     ]
@@ -37,12 +39,47 @@ def conclusion(result: Result) -> str:
     promise += f", failures <= {result['sla']['max_failure_rate']:.1%})"
     if not result["level_max"]:
         dear = "" if price_per_hour is None else f" (${price_per_hour:.2f}/h{_whose(result)})"
-        return f"{service(result)} keeps {promise} at no measured level{dear}."
+        return f"{service(result)} keeps {promise} at no measured level{_too_few(result)}{dear}."
     price = result["cost_per_million_output_tokens"]
     cost = "" if price_per_hour is None else f"; ${price_per_hour:.2f}/h"
     cost += f", ${price:.2f} per million output tokens there" if price is not None else ""
     cost += f" ({source})" if cost and (source := result.get("price_source")) else ""
-    return f"{service(result)} takes {result['level_max']:g} {result['level_unit']} within {promise}{cost}."
+    takes, breaks = _most(result)
+    return f"{service(result)} takes {takes} within {promise}{breaks}{cost}."
+
+
+def largest(result: Result) -> str:
+    """Return the most that a service takes, for a table: `8 (12 breaks)`, `>= 128`, `< 4`; `-` unknown."""
+    most, broken, meaning = (result.get(key) for key in ("level_max", "level_broken", "level_max_is"))
+    if most is None:
+        return "-"
+    if meaning == BELOW and broken is not None:
+        return f"< {exactly(broken)}"
+    if meaning == AT_LEAST:
+        return f">= {exactly(most)}"
+    return exactly(most) if broken is None else f"{exactly(most)} ({exactly(broken)} breaks)"
+
+
+def _most(result: Result) -> tuple[str, str]:
+    """Return what a service takes, and what breaks its SLA; results of earlier versions do not tell."""
+    unit, meaning, broken = result["level_unit"], result.get("level_max_is"), result.get("level_broken")
+    most = f"{exactly(result['level_max'])} {unit}"
+    if meaning == AT_LEAST:
+        return f"at least {most} (the largest load tried)", ""
+    if broken is None:
+        return most, ""
+    return f"exactly {most}" if meaning == EXACT else most, f", and {exactly(broken)} break it"
+
+
+def _too_few(result: Result) -> str:
+    """Return what is known of a service that breaks the SLA from the first level on."""
+    broken, unit = result.get("level_broken"), result["level_unit"]
+    if broken is None:
+        return ""
+    if unit == "users" and broken <= 1:
+        return ", not even for one user"
+    few = "fewer" if unit == "users" else "less"
+    return f": it takes {few} than {exactly(broken)} {unit}, the smallest load tried"
 
 
 def _whose(result: Result) -> str:

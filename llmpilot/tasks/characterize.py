@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import llmpilot
-from llmpilot import interrupts, metrics, report, tracking
+from llmpilot import boundary, interrupts, metrics, report, tracking
 from llmpilot.config import Tracking, parse, plain
 from llmpilot.console import note, say
 from llmpilot.deploy.endpoint import HttpEndpoint, ServerOutOfMemoryError
@@ -17,6 +17,7 @@ from llmpilot.loadtest import run_level
 from llmpilot.loadtest.server_samples import write_csv
 from llmpilot.progress import Progress
 from llmpilot.runfolder import RunFolder
+from llmpilot.schema import exactly
 from llmpilot.secrets import redact, redact_tree
 from llmpilot.simulator import VirtualService
 from llmpilot.tasks import client_check, weight
@@ -169,6 +170,7 @@ def conclude(
     price = metrics.cost_per_million_output_tokens(best, cell.cost_per_hour)
     closed = cell.load.arrival == "closed"
     largest = best["level"] if best else 0
+    limits = boundary.of_ladder(levels, cell.sla).stated(whole=closed)
     result = {
         "model": _model_name(cell, endpoint),
         "gpu": cell.gpu.name if cell.gpu else None,
@@ -182,6 +184,7 @@ def conclude(
         "run_id": folder.state["run_id"],
         "users_max": int(largest) if closed else None,
         "level_max": largest,
+        **limits,
         "level_unit": cell.load.unit,
         "cost_per_hour": cell.cost_per_hour,
         "cost_per_million_output_tokens": price,
@@ -191,12 +194,14 @@ def conclude(
     }
     summary = {
         "users_max" if closed else "level_max": largest,
+        "level_broken": limits["level_broken"],
         "cost_per_hour": cell.cost_per_hour,
         "cost_per_million_output_tokens": price,
     }
     tags = folder.state["tags"] | {tracking.TAG_OUTCOME: "sla_met" if best else "sla_missed"}
-    short = [f"{level['level']:g}" for level in levels if level.get("window_problem")]
+    short = [exactly(level["level"]) for level in levels if level.get("window_problem")]
     tags |= {tracking.TAG_WINDOW_TOO_SHORT: ", ".join(short) or "no"}
+    tags |= {tracking.TAG_LEVEL_MAX_IS: limits["level_max_is"]}
     if reason := folder.state.get("out_of_memory"):
         tags |= {tracking.TAG_OUTCOME: ServerOutOfMemoryError.outcome, tracking.TAG_REASON: reason}
     if verdict is not None:

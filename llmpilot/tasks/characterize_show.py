@@ -6,6 +6,7 @@ from llmpilot import report
 from llmpilot.config import Tracking
 from llmpilot.console import note, say
 from llmpilot.runfolder import RunFolder
+from llmpilot.schema import exactly
 from llmpilot.tasks import client_check
 from llmpilot.tasks.cell import Cell
 from llmpilot.tracking import Tracker
@@ -19,7 +20,7 @@ def announce(cell: Cell, settings: Tracking) -> None:
         f"{cell.deployment.headline(cell.engine, cell.model, cell.gpu)}",
         style="bold yellow" if simulated else "bold",
     )
-    ladder = ", ".join(f"{level:g}" for level in cell.load.levels)
+    ladder = ", ".join(map(exactly, cell.load.levels))
     note(
         f"{cell.load.unit}: {ladder}; "
         f"{cell.load.duration_s:g} s each after {cell.load.warmup_s:g} s warm-up; "

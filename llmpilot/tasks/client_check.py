@@ -8,6 +8,7 @@ from llmpilot.deploy.served_text import shown
 from llmpilot.loadtest import Records
 from llmpilot.loadtest.client_error import bottleneck, client_error
 from llmpilot.metrics import Level
+from llmpilot.schema import exactly
 
 TTFT_MS, ITL_MS = 50.0, 20.0  # where the level has no latencies to go by
 INEXACT = {
@@ -55,7 +56,7 @@ def judge(endpoint: HttpEndpoint, levels: list[Level]) -> dict[str, Any]:
     for level in levels:
         at_calibration = error if error is not None and level["users"] == error["users"] else None
         if why := bottleneck(level["client"]["client"], at_calibration, level):
-            verdicts[f"{level['level']:g}"] = why
+            verdicts[exactly(level["level"])] = why
     return {"error": error, "bottleneck": verdicts}
 
 

@@ -24,6 +24,7 @@ ORDER = [
     "deploy",
     "loadtest",
     "metrics",
+    "boundary",
     "runfolder",
     "tracking_store tracking",
     "tune",

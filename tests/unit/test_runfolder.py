@@ -90,3 +90,14 @@ def test_an_unwritable_directory_is_said_so(tmp_path: Path) -> None:
     blocked.write_text("", encoding="utf-8")
     with pytest.raises(PilotError, match="working directory cannot be written"):
         claim(blocked / "runs")
+
+
+def test_rates_that_differ_in_the_seventh_digit_keep_their_own_records(tmp_path: Path) -> None:
+    folder = claim(tmp_path)
+    for rate in (1.0, 1.0000001, 1.00000012345):
+        folder.add_level({"level": rate}, pa.table({"level": [rate]}))
+    assert len(folder.levels()) == 3
+    assert len(folder.state["level_times_ms"]) == 3
+    folder.collect_artifacts()
+    kept = pq.read_table(folder.artifacts / "requests.parquet")["level"].to_pylist()
+    assert kept == [1.0, 1.0000001, 1.00000012345]

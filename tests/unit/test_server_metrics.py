@@ -110,13 +110,15 @@ def test_no_sample_is_no_figure() -> None:
 def test_raw_samples_of_all_levels_are_kept_once(tmp_path: Path) -> None:
     path = tmp_path / "samples.csv"
     one = as_columns([sample(0.5, running=1), sample(1, running=2, tokens=12_345_678_901)], 0, 0)
-    for level, samples in ((1, one), (2.5, one), (1, one)):
+    for level, samples in ((1, one), (2.5, one), (2.5000001, one), (1, one)):
         write_csv(path, level, WINDOW_US, samples)
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["level"], row["time_s"], row["in_window"]) for row in rows] == [
         ("2.5", "0.500", "0"),
         ("2.5", "1.000", "1"),
+        ("2.5000001", "0.500", "0"),
+        ("2.5000001", "1.000", "1"),
         ("1", "0.500", "0"),
         ("1", "1.000", "1"),
     ]
