@@ -1,15 +1,20 @@
 """What users send: request parameters, the model of their joint distribution, traces and arrival times."""
 
 from llmpilot.workload.arrivals import gamma, poisson, replay
+from llmpilot.workload.conversations import Chat, Conversation, ConversationSource, DrawnConversations
 from llmpilot.workload.joint import RequestStream, WorkloadModel, fit
 from llmpilot.workload.requests import PARAMETERS, Requests, concatenate, from_lengths
-from llmpilot.workload.shipped import SHIPPED, Workload, load_workload
+from llmpilot.workload.shipped import SHIPPED, Workload, load_conversations, load_workload
 from llmpilot.workload.thinking import ThinkTimes
 from llmpilot.workload.trace import TraceColumns, read_trace
 
 __all__ = [
     "PARAMETERS",
     "SHIPPED",
+    "Chat",
+    "Conversation",
+    "ConversationSource",
+    "DrawnConversations",
     "RequestStream",
     "Requests",
     "ThinkTimes",
@@ -20,6 +25,7 @@ __all__ = [
     "fit",
     "from_lengths",
     "gamma",
+    "load_conversations",
     "load_workload",
     "poisson",
     "read_trace",

@@ -5,10 +5,29 @@ answer, and what this turn adds. So most of a prompt has been seen by the server
 keeps in its prefix cache decides what a turn costs.
 """
 
+import hashlib
+import json
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Annotated, Protocol
 
+import numpy as np
+from pydantic import Field, model_validator
+
+from llmpilot.config import MOST_SECONDS, Facts, NonNegative
+from llmpilot.workload.lengths import QUANTILES, gamma_quantiles
 from llmpilot.workload.requests import Floats, Ints
+from llmpilot.workload.seeds import random_words
+
+STREAM = 0xC0F
+MOST_TURNS = 1_000
+MOST_DEVIATION = 3
+"""Means (of what is above one): beyond it nearly all that is drawn is one turn or one token."""
+NO_SPREAD = 1e-4
+"""Means: below it all are alike."""
+SAMPLED = 4_096
+"""Conversations that stand for all of them where their means are told."""
+Tokens = Annotated[int, Field(gt=0, le=10_000_000)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +58,7 @@ class ConversationSource(Protocol):
 
     User k of a closed loop holds conversations k, k + users, k + 2 users ...; in an open loop conversation i
     begins at arrival i. A turn is sent when the answer to the one before has ended and its user has thought.
+    A turn that fails ends its conversation: there is no history to go on from.
     """
 
     @property
@@ -46,6 +66,166 @@ class ConversationSource(Protocol):
         """Length of the system prompt that all conversations share [tokens]; 0: there is none."""
         ...
 
+    @property
+    def longest_tokens(self) -> int:
+        """The most tokens that the prompt of a turn and its answer can have together."""
+        ...
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 (hex) of what decides the conversations, but for the seed."""
+        ...
+
     def conversation(self, number: int) -> Conversation:
         """Return conversation `number`."""
         ...
+
+
+class Chat(Facts):
+    """How conversations are drawn: means and standard deviations (None: the mean, where that can be).
+
+    A conversation ends before a turn whose prompt and answer would be longer than `max_context_tokens`
+    together; its first turn is cut to that.
+    """
+
+    turns: Annotated[float, Field(ge=1, le=MOST_TURNS)]
+    turns_stdev: NonNegative | None = None
+    added_tokens: Tokens
+    added_stdev_tokens: NonNegative | None = None
+    output_tokens: Tokens
+    output_stdev_tokens: NonNegative | None = None
+    think_time_s: Annotated[float, Field(ge=0, le=MOST_SECONDS)] = 0.0
+    think_time_stdev_s: NonNegative | None = None
+    system_prompt_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    max_context_tokens: Tokens
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> "Chat":
+        for key, deviation in DEVIATIONS.items():
+            mean, given = getattr(self, key), getattr(self, deviation)
+            most = MOST_DEVIATION * (mean - _least(key))
+            if given is not None and given > most:
+                raise ValueError(
+                    f"workload.{deviation}={given:g} is too much beside workload.{key}={mean:g}: "
+                    f"take at most {most:g}"
+                )
+        if self.max_context_tokens < self.system_prompt_tokens + 2:
+            raise ValueError(
+                f"workload.max_context_tokens={self.max_context_tokens} leaves no room for a turn behind "
+                f"workload.system_prompt_tokens={self.system_prompt_tokens}: take more of the one or less of "
+                "the other"
+            )
+        return self
+
+    def quantiles(self, key: str) -> Floats:
+        """Return QUANTILES values of a quantity, equally likely, with its mean."""
+        mean, stdev, least = getattr(self, key), getattr(self, DEVIATIONS[key]), _least(key)
+        stdev = min(mean, MOST_DEVIATION * (mean - least)) if stdev is None else stdev
+        if stdev <= NO_SPREAD * mean:
+            return np.full(QUANTILES, float(mean))
+        return least + gamma_quantiles(mean - least, stdev)
+
+
+DEVIATIONS = {
+    "turns": "turns_stdev",
+    "added_tokens": "added_stdev_tokens",
+    "output_tokens": "output_stdev_tokens",
+    "think_time_s": "think_time_stdev_s",
+}
+
+
+def _least(key: str) -> int:
+    return 0 if key == "think_time_s" else 1
+
+
+class DrawnConversations:
+    """Conversations of given means and spreads, without end; all that is kept are its tables."""
+
+    def __init__(self, chat: Chat, seed: int) -> None:
+        self.chat, self.seed = chat, seed
+        random_words(seed)  # refuses an impossible one
+
+    @property
+    def system_tokens(self) -> int:
+        """Length of the system prompt that all conversations share [tokens]."""
+        return self.chat.system_prompt_tokens
+
+    @property
+    def longest_tokens(self) -> int:
+        """The most tokens that the prompt of a turn and its answer can have together."""
+        turns, added, output, _ = self._tables
+        whole = self.system_tokens + int(turns.max()) * int(added.max() + output.max())
+        return min(self.chat.max_context_tokens, whole)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """sha256 (hex) of what decides the conversations, but for the seed."""
+        text = json.dumps(self.chat.model_dump(), sort_keys=True)
+        digest = hashlib.sha256(text.encode())
+        for table in self._tables:
+            digest.update(np.ascontiguousarray(table).tobytes())
+        return digest.hexdigest()
+
+    def conversation(self, number: int) -> Conversation:
+        """Return conversation `number`."""
+        turns, added, output, think = self._tables
+        words = random_words(self.seed, STREAM, number)
+        count = int(turns[_drawn(words, 1)[0]])
+        picks = _drawn(words, 3 * count).reshape(count, 3)
+        return _bounded(
+            self.chat.max_context_tokens,
+            self.system_tokens,
+            added[picks[:, 0]],
+            output[picks[:, 1]],
+            think[picks[:, 2]],
+        )
+
+    @cached_property
+    def _tables(self) -> tuple[Ints, Ints, Ints, Floats]:
+        turns, added, output = (_whole(self.chat.quantiles(key)) for key in list(DEVIATIONS)[:3])
+        think_s: Floats = np.rint(self.chat.quantiles("think_time_s") * 1e6) / 1e6
+        return turns, added, output, think_s
+
+
+def _bounded(most: int, system: int, added: Ints, output: Ints, think_s: Floats) -> Conversation:
+    """Return the conversation of these turns, as far as the context of `most` tokens lets it go on."""
+    think_s[0] = 0.0
+    added[0] = min(int(added[0]), most - system - 1)
+    output[0] = min(int(output[0]), most - system - int(added[0]))
+    lasts = int(
+        (system + (added + output).cumsum() <= most).sum()
+    )  # the sum rises: a turn too long is the last
+    return Conversation(system, added[:lasts], output[:lasts], think_s[:lasts])
+
+
+def _drawn(words: np.random.PCG64, count: int) -> Ints:
+    """Return random rows of the tables."""
+    return (words.random_raw(count) % np.uint64(QUANTILES)).astype(np.int64)
+
+
+def _whole(values: Floats) -> Ints:
+    """Return whole numbers, each within one of its value, with the values' mean: rests are handed on."""
+    sums = np.floor(np.cumsum(values) + 0.5)
+    return np.diff(sums, prepend=0.0).astype(np.int64)
+
+
+def means_of(source: ConversationSource, count: int = SAMPLED) -> dict[str, float]:
+    """Return the means over the first `count` conversations, and what of their prompts was sent before.
+
+    `turns` a conversation; `added_tokens`, `input_tokens` and `output_tokens` a turn; `think_time_s` before
+    each turn but the first; `repeated_share` of all prompt tokens: the system prompt and all that was said
+    before, which a cache that forgets nothing finds.
+    """
+    talks = [source.conversation(number) for number in range(count)]
+    inputs = np.concatenate([talk.input_tokens() for talk in talks])
+    added = np.concatenate([talk.added_tokens for talk in talks])
+    later = [talk.think_s[1:] for talk in talks]
+    pauses = np.concatenate(later)
+    return {
+        "turns": len(inputs) / count,
+        "added_tokens": float(added.mean()),
+        "input_tokens": float(inputs.mean()),
+        "output_tokens": float(np.concatenate([talk.output_tokens for talk in talks]).mean()),
+        "think_time_s": float(pauses.mean()) if len(pauses) else 0.0,
+        "repeated_share": 1 - float(added.sum() / inputs.sum()),
+    }

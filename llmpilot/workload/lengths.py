@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llmpilot.workload.joint import WorkloadModel, fit
-from llmpilot.workload.requests import Ints, from_lengths
+from llmpilot.workload.requests import Floats, Ints, from_lengths
 
 QUANTILES = 1_000
 """How many lengths, equally likely, stand for the distribution: the longest is the longest of a thousand."""
@@ -44,12 +44,17 @@ def model_of_lengths(inputs: Spread, outputs: Spread) -> WorkloadModel:
 
 def _quantiles(spread: Spread) -> Ints:
     """Return lengths that are equally likely, rising, with the mean that is asked for."""
-    rest = spread.mean_tokens - 1
     if spread.stdev_tokens < NO_SPREAD_TOKENS:
         return np.full(QUANTILES, spread.mean_tokens)
+    tokens: Ints = np.rint(1 + gamma_quantiles(spread.mean_tokens - 1, spread.stdev_tokens)).astype(np.int64)
+    return tokens
+
+
+def gamma_quantiles(mean: float, stdev: float) -> Floats:
+    """Return QUANTILES values of a gamma distribution, equally likely and rising, with exactly this mean."""
     from scipy.special import gammaincinv  # slow to import
 
-    shape = (rest / spread.stdev_tokens) ** 2
+    shape = (mean / stdev) ** 2
     values = gammaincinv(shape, (np.arange(QUANTILES) + 0.5) / QUANTILES)
-    tokens: Ints = np.rint(1 + rest * values / values.mean()).astype(np.int64)
-    return tokens
+    scaled: Floats = mean * values / values.mean()
+    return scaled

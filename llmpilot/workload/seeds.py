@@ -7,11 +7,11 @@ import numpy as np
 from llmpilot.errors import ConfigError
 
 
-def random_words(seed: Any, stream: int | None = None) -> np.random.PCG64:
+def random_words(seed: Any, *stream: int) -> np.random.PCG64:
     """Return the source whose `random_raw` gives 64-bit words; ConfigError if `seed` is no whole number.
 
-    A `stream` of the same seed has nothing to do with the others.
+    A `stream` of the same seed, named by one number or more, has nothing to do with the others.
     """
     if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise ConfigError("seed is not possible", given=seed, cure="set seed=<whole number from 0 on>")
-    return np.random.PCG64(int(seed) if stream is None else [int(seed), stream])
+    return np.random.PCG64([int(seed), *stream] if stream else int(seed))

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from omegaconf import DictConfig
 from pydantic import Field, model_validator
 
-from llmpilot.config import Facts, NonNegative, Share, parse
+from llmpilot.config import Facts, NonNegative, Share, parse, plain
 from llmpilot.errors import ConfigError, did_you_mean
+from llmpilot.workload.conversations import Chat, ConversationSource, DrawnConversations, means_of
 from llmpilot.workload.joint import WorkloadModel, fit
 from llmpilot.workload.lengths import Spread, model_of_lengths
 from llmpilot.workload.requests import from_lengths
@@ -16,7 +17,7 @@ from llmpilot.workload.requests import from_lengths
 FOLDER = Path(__file__).parent / "models"
 SHIPPED = ("paper", "production", "azure_code", "azure_conv")
 PREFIX = "shipped:"
-FIXED, SPREAD = "fixed", "lengths"
+FIXED, SPREAD, CONVERSATIONS = "fixed", "lengths", "conversations"
 LENGTHS = ("input_tokens", "output_tokens")
 DEVIATIONS = ("input_stdev_tokens", "output_stdev_tokens")
 MOST_DEVIATION = 3
@@ -79,12 +80,42 @@ def load_workload(node: DictConfig | dict[str, Any]) -> WorkloadModel:
     """Return the workload model that the composed `workload` part of the configuration names.
 
     Raises:
-        ConfigError: an unknown key, no model, or an unknown shipped one.
+        ConfigError: an unknown key, no model, or an unknown shipped one; or conversations, whose requests
+            are not drawn one by one.
         TraceError: the file is missing, foreign or damaged.
     """
+    conversations = load_conversations(node, seed=0)
+    if conversations is not None:
+        raise _no_conversations(conversations)
     facts = parse(Workload, node, "workload")
     model = _model_of(facts)
     return model if facts.cached_share is None else replace(model, cached_share=facts.cached_share)
+
+
+def load_conversations(node: DictConfig | dict[str, Any], seed: int) -> ConversationSource | None:
+    """Return the conversations that the composed `workload` part asks for; None: requests of their own.
+
+    Raises:
+        ConfigError: an unknown key, or an impossible value.
+    """
+    facts = dict(plain(node))
+    if facts.get("model") != CONVERSATIONS:
+        return None
+    drawn = {key: value for key, value in facts.items() if key not in ("name", "model")}
+    return DrawnConversations(parse(Chat, drawn, "workload"), seed)
+
+
+def _no_conversations(conversations: ConversationSource) -> ConfigError:
+    """Return the error where requests are drawn one by one, with what comes nearest."""
+    means = means_of(conversations)
+    return ConfigError(
+        "conversations are for task=characterize, tune and workload: here requests have nothing in common",
+        given="workload=conversations",
+        cure="single requests of the same mean lengths, of which a cache that forgets nothing knows as much: "
+        f"workload=lengths workload.input_tokens={means['input_tokens']:.0f} "
+        f"workload.output_tokens={means['output_tokens']:.0f} "
+        f"workload.cached_share={means['repeated_share']:.2f}",
+    )
 
 
 def _model_of(facts: Workload) -> WorkloadModel:

@@ -12,7 +12,7 @@ from llmpilot import catalog
 from llmpilot.config import MOST_SEED, Facts, Load, Sla, Tracking, VariableName, build, parse, parse_seed
 from llmpilot.engine.sglang import SglangEngine
 from llmpilot.errors import ConfigError
-from llmpilot.workload import load_workload
+from llmpilot.workload import load_conversations, load_workload
 
 CONF = catalog.conf_dir()
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
@@ -39,6 +39,8 @@ def test_every_option_of_every_group_composes_and_parses(group: str, option: str
         parse({"load": Load, "sla": Sla}[group], cfg[group], group)
     elif group == "gpu":
         assert catalog.build_gpu(cfg.gpu) == catalog.gpus([option])[option]
+    elif group == "workload" and (conversations := load_conversations(cfg.workload, 42)) is not None:
+        assert conversations.longest_tokens > 0
     elif group == "workload" and option != "file":
         assert load_workload(cfg.workload).longest()[0] > 0
     elif group == "task":
