@@ -169,8 +169,10 @@ def _join(
     last_us, ended_us = microseconds(column("last_ns")), microseconds(column("ended_ns"))
     done_us = np.where(succeeded, last_us, np.where(failure == "unfinished", -1, ended_us))
     requests = _rows(traffic, row[order])
+    counted, asked = column("input_tokens")[order], None
     if replace_inputs:
-        requests = _with_counted_inputs(requests, column("input_tokens")[order])
+        asked = requests.input_tokens
+        requests = _with_counted_inputs(requests, counted)
     return Records(
         level=level,
         window_us=window_us,
@@ -188,6 +190,8 @@ def _join(
         first_answer_us=microseconds(column("first_answer_ns"))[order],
         hidden_tokens=column("hidden_tokens")[order],
         cached_tokens=column("cached_tokens")[order],
+        counted_input_tokens=counted,
+        asked_input_tokens=asked,
     )
 
 

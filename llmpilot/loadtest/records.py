@@ -12,6 +12,16 @@ from llmpilot.loadtest.server_samples import ServerSamples
 from llmpilot.workload import Requests
 
 Int = NDArray[np.int64]
+OF_REAL_SERVICES = (
+    "first_answer_us",
+    "hidden_tokens",
+    "cached_tokens",
+    "conversation",
+    "turn",
+    "counted_input_tokens",
+    "asked_input_tokens",
+)
+"""Columns that only some records have."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,10 @@ class Records:
     Of real services besides: `first_answer_us` is when the first token of the answer itself came, behind
     what the model thought aloud (-1: it did not think); `hidden_tokens` are output tokens that the server
     counted and never showed, which have no times; `cached_tokens` those of the prompt that it says it had in
-    its cache (-1: it does not say). Of conversations, `conversation` is its number and `turn` counts from 0.
+    its cache (-1: it does not say). `counted_input_tokens` is the prompt's length by the server's own count
+    (-1: it does not say), `asked_input_tokens` what the workload asked for, where prompts are texts and
+    `requests` has the count of the server. Of conversations, `conversation` is its number and `turn` counts
+    from 0.
     """
 
     level: float
@@ -60,6 +73,8 @@ class Records:
     cached_tokens: Int | None = None
     conversation: Int | None = None
     turn: Int | None = None
+    counted_input_tokens: Int | None = None
+    asked_input_tokens: Int | None = None
 
     def __len__(self) -> int:
         return len(self.sent_us)
@@ -84,7 +99,7 @@ class Records:
         }
         if self.dispatch_delay_us is not None:
             columns["dispatch_delay_us"] = pa.array(self.dispatch_delay_us)
-        for name in ("first_answer_us", "hidden_tokens", "cached_tokens", "conversation", "turn"):
+        for name in OF_REAL_SERVICES:
             if (column := getattr(self, name)) is not None:
                 columns[name] = pa.array(column)
         if self.response_id is not None:

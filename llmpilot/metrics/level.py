@@ -1,4 +1,4 @@
-"""Records -> latencies, throughput, goodput, failures, u_max and cost. Pure functions; no I/O.
+"""One level's figures, and what they come to: within the SLA or not, u_max and cost.
 
 Definitions, after the LLM-Pilot paper (section III) and the field's usage:
 TTFT is the time from sending to the first output token, nTTFT that divided by the input tokens, ITL every
@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmpilot.config import LATENCIES, STATISTICS, Sla
+from llmpilot.config import LATENCIES, Sla
 from llmpilot.loadtest import Records
 from llmpilot.loadtest.server_samples import ServerSamples
+from llmpilot.metrics import answers, streams
+from llmpilot.metrics.statistics import statistics, statistics_us
 
-PERCENTILES = (50, 90, 95, 99)
 RATES = (
     "requests_per_s",
     "goodput_per_s",
@@ -47,7 +48,10 @@ def summarize(records: Records, sla: Sla, unit: str = "users") -> Level:
 
     Latencies are in ms (nTTFT: ms per input token), null without a successful request; rates are per
     second, tokens are output tokens unless named otherwise. `window_problem` is why the steady window was too
-    short for them, with the cure, or null. `server`, where it was looked at: see `server_figures`.
+    short for them, with the cure, or null; `stream_problem` which latencies its streams do not show (see
+    `streams`). `hidden_tokens`, where there are any: output tokens that the server counted and never showed,
+    which throughput counts at the time of the first token. `server`, where it was looked at: see
+    `server_figures`; for the rest, `answers`.
     """
     start_us, end_us = records.window_us
     window_s = (end_us - start_us) / 1e6
@@ -68,13 +72,16 @@ def summarize(records: Records, sla: Sla, unit: str = "users") -> Level:
     gaps_us = np.repeat(records.gap_us, gaps_wanted)
 
     token_us, token_weight = _token_times(records, np.where(ok, copies, 0), gap_counts)
-    output_tokens = int(token_weight[(token_us >= start_us) & (token_us < end_us)].sum())
     prefilled = ok & (records.first_token_us >= start_us) & (records.first_token_us < end_us)
+    hidden_tokens = int((answers.hidden_tokens(records) * copies)[prefilled].sum())
+    output_tokens = int(token_weight[(token_us >= start_us) & (token_us < end_us)].sum()) + hidden_tokens
     input_tokens = int((inputs * copies)[prefilled].sum())
     completed = ok & (records.done_us >= start_us) & (records.done_us < end_us)
 
     requests_ms = {"ttft_ms": ttft_us / 1e3, "nttft_ms": nttft_ms, "tpot_ms": tpot_ms, "e2e_ms": e2e_us / 1e3}
-    within = completed & _within_sla(sla, requests_ms, gap_counts)
+    came = {"streams": streams.streams_of(gaps_us, gap_counts, decode_us, good)}
+    # What its stream does not show, no request is known to keep.
+    within = completed & _within_sla(sla, requests_ms, gap_counts) & (not streams.unseen_limits(came, sla))
     n_ok, n_bad = int(good.sum()), int(bad.sum())
     kinds, counts = np.unique(records.failure[bad], return_counts=True)
     unfinished = int((bad & (records.failure == "unfinished")).sum())
@@ -83,11 +90,11 @@ def summarize(records: Records, sla: Sla, unit: str = "users") -> Level:
         "level": records.level,
         "requests_ok": n_ok,
         "requests_failed": n_bad,
-        "ttft_ms": _statistics_us(ttft_us[good]),
+        "ttft_ms": statistics_us(ttft_us[good]),
         "nttft_ms": statistics(nttft_ms[good]),
-        "itl_ms": _statistics_us(gaps_us),
+        "itl_ms": statistics_us(gaps_us),
         "tpot_ms": statistics(tpot_ms[several]),
-        "e2e_ms": _statistics_us(e2e_us[good]),
+        "e2e_ms": statistics_us(e2e_us[good]),
         "requests_per_s": int(completed.sum()) / window_s,
         "goodput_per_s": int(within.sum()) / window_s,
         "throughput_tok_s": output_tokens / window_s,
@@ -103,7 +110,17 @@ def summarize(records: Records, sla: Sla, unit: str = "users") -> Level:
         "window_problem": window_problem(
             window_s, n_ok + n_bad - unfinished, fsum((e2e_us[good] / 1e6).tolist()) / max(n_ok, 1), sla
         ),
+        **came,
+        "stream_problem": streams.problem_of([came], sla),
+        "fidelity": answers.fidelity(records, good),
+        **answers.thoughts(records, good),
     }
+    if hidden_tokens:
+        level["hidden_tokens"] = {"total": hidden_tokens, "share": round(hidden_tokens / output_tokens, 6)}
+    if (share := answers.cached_share(records, good)) is not None:
+        level["cached_share"] = share
+    if by_turn := answers.turns(records, good):
+        level["turns"] = by_turn
     if records.server is not None:
         level["server"] = server_figures(records.server, records.window_us)
     return level
@@ -155,28 +172,11 @@ def server_figures(samples: ServerSamples, window_us: tuple[int, int]) -> Level:
     return figures
 
 
-def statistics(values: NDArray[np.float64]) -> dict[str, float | None]:
-    """Return percentiles (linear interpolation) and mean of the values; all null when there are none."""
-    if not len(values):
-        return dict.fromkeys(STATISTICS)
-    percentiles = np.percentile(values, PERCENTILES)
-    # fsum: the mean of the same values is the same float on every machine, whatever its vector units.
-    mean = fsum(values.tolist()) / len(values)
-    figures = [*percentiles.tolist(), mean]
-    return {name: round(figure, 6) for name, figure in zip(STATISTICS, figures, strict=True)}
-
-
-def _statistics_us(values_us: NDArray[np.int64]) -> dict[str, float | None]:
-    """Return the statistics in ms of times in whole microseconds; their mean needs no floating-point sum."""
-    if not len(values_us):
-        return dict.fromkeys(STATISTICS)
-    figures_us = [*np.percentile(values_us, PERCENTILES).tolist(), int(values_us.sum()) / len(values_us)]
-    return {name: round(figure / 1e3, 6) for name, figure in zip(STATISTICS, figures_us, strict=True)}
-
-
 def meets_sla(level: Level, sla: Sla) -> bool:
-    """Whether a level keeps every limit on a statistic of a latency, and the failure rate."""
+    """Whether a level is known to keep every limit on a statistic of a latency, and the failure rate."""
     if level["requests_ok"] == 0 or level["failure_rate"] > sla.max_failure_rate:
+        return False
+    if streams.unseen_limits(level, sla):
         return False
     figures = ((level[limit.latency][limit.statistic], limit.limit_ms) for limit in sla.limits)
     return all(figure is None or figure <= limit_ms for figure, limit_ms in figures)
