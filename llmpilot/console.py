@@ -37,3 +37,8 @@ def say(text: str = "", style: str | None = None) -> None:
 def note(text: str, style: str | None = "dim") -> None:
     """Print a remark or a problem beside the result."""
     err.print(redact(text), style=style, soft_wrap=True)
+
+
+def counted(n: int, what: str) -> str:
+    """Return `1 user`, `2 users`, `1,000 users`: how messages count."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"

@@ -2,25 +2,23 @@
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmpilot.config import Load, parse
-from llmpilot.errors import ConfigError, TraceError
+from llmpilot.config import Load
+from llmpilot.console import note
+from llmpilot.errors import TraceError
 from llmpilot.simulator import RequestSource
 from llmpilot.workload import (
     PARAMETERS,
     Requests,
     ThinkTimes,
-    TraceColumns,
     WorkloadModel,
     concatenate,
     gamma,
+    open_trace,
     poisson,
-    read_trace,
     replay,
 )
 
@@ -85,38 +83,30 @@ def open_traffic(load: Load, workload: WorkloadModel, seed: int) -> Traffic:
                 max(load.levels), load.warmup_s + load.duration_s + load.drain_s
             )  # or an error
         return traffic
-    path, columns = _trace_of(load)
+    trace = open_trace(load.trace or {}, timed=True, key="load.trace")
     window_s = load.warmup_s + load.duration_s
     until_s = (window_s + load.drain_s) * max(load.levels)
     parts: list[Requests] = []
     times: list[NDArray[np.float64]] = []
-    for requests, timestamps_s in read_trace(path, columns):
-        if timestamps_s is None:
-            raise ConfigError("a replay needs timestamps", cure="set load.trace.columns.timestamp=<column>")
-        parts.append(requests)
-        times.append(timestamps_s)
-        if timestamps_s[-1] > until_s:
+    for chunk in trace.chunks():
+        assert chunk.timestamps_s is not None
+        parts.append(chunk.requests)
+        times.append(chunk.timestamps_s)
+        if chunk.timestamps_s[-1] > until_s:
             break
+    for remark in trace.remarks():
+        note(remark)
     timestamps = np.concatenate(times)
     lasts_s = timestamps[-1] / max(load.levels)
     if lasts_s < window_s:
         raise TraceError(
             f"the trace lasts {lasts_s:.1f} s at {max(load.levels):g} x its own speed, less than the "
             f"{load.warmup_s:g} s of warm-up and {load.duration_s:g} s of measuring",
-            given=path,
-            cure="shorten load.warmup_s and load.duration_s, lower load.speedups, or take a longer trace",
+            given=f"{trace.path}, its timestamps taken for {trace.unit}",
+            cure="shorten load.warmup_s and load.duration_s, lower load.speedups, or take a longer trace; "
+            "of other timestamps: load.trace.timestamp_unit=s, ms, us or ns",
         )
-    return Traffic(load, workload, seed, concatenate(parts), timestamps, f"replay of {path.name}")
-
-
-def _trace_of(load: Load) -> tuple[Path, TraceColumns]:
-    trace: dict[str, Any] = dict(load.trace or {})
-    unknown = set(trace) - {"path", "columns"}
-    if unknown:
-        raise ConfigError(f"load.trace.{min(unknown)} is not a key", cure="the keys are path and columns")
-    if not trace.get("path"):
-        raise ConfigError("load.trace.path is missing: the trace to replay", cure="load.trace.path=my.csv")
-    return Path(trace["path"]), parse(TraceColumns, trace.get("columns") or {}, "load.trace.columns")
+    return Traffic(load, workload, seed, concatenate(parts), timestamps, f"replay of {trace.path.name}")
 
 
 class _Rows:

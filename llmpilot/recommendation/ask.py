@@ -1,7 +1,6 @@
 """From what a person gives to a question: on the command line, in a notebook, in a row of a request."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -9,13 +8,14 @@ from omegaconf import OmegaConf
 
 from llmpilot import catalog
 from llmpilot.architecture import Precision
-from llmpilot.config import Gpu, Model, Sla, build, parse
+from llmpilot.config import Gpu, Model, Sla, build
+from llmpilot.console import note
 from llmpilot.engine.scheduled import ScheduledEngine
 from llmpilot.errors import ConfigError, did_you_mean
 from llmpilot.predict.service.curves import Traffic
 from llmpilot.recommendation.offers import offers_of
 from llmpilot.recommendation.question import Asked, Choosing, Demand, Question
-from llmpilot.workload import TraceColumns, WorkloadModel, concatenate, read_trace
+from llmpilot.workload import WorkloadModel, concatenate, open_trace
 
 SAMPLED = 4096
 """Requests that stand for a workload."""
@@ -52,36 +52,30 @@ def _answer_tokens(workload: WorkloadModel) -> float:
 
 
 def _traced(demand: Demand) -> Asked:
-    trace = dict(demand.trace or {})
-    path = Path(str(trace["path"])).expanduser()
-    columns = parse(TraceColumns, trace.get("columns") or {}, "trace.columns")
+    trace = open_trace(demand.trace or {}, timed=True)
     parts, times, count = [], [], 0
-    for requests, timestamps_s in read_trace(path, columns):
-        if timestamps_s is None:
-            raise ConfigError(
-                "a trace that is replayed needs timestamps",
-                given=f"trace.path={path}",
-                cure="name their column: trace.columns.timestamp=<column>; or give requests_per_s and "
-                "fit the lengths: python -m llmpilot task=workload trace.path=...",
-            )
-        parts.append(requests)
-        times.append(timestamps_s)
-        count += len(requests)
+    for chunk in trace.chunks():
+        assert chunk.timestamps_s is not None
+        parts.append(chunk.requests)
+        times.append(chunk.timestamps_s)
+        count += len(chunk.requests)
         if count >= MOST_TRACED:
             break
+    for remark in trace.remarks():
+        note(remark)
     timestamps_s = np.concatenate([np.empty(0), *times])
     lasts_s = float(timestamps_s[-1] - timestamps_s[0]) if count else 0.0  # which rise, or are refused
     if lasts_s <= 0:
         raise ConfigError(
             "the trace has no duration: its requests all have one time",
-            given=f"trace.path={path}",
+            given=f"trace.path={trace.path}",
             cure="give requests_per_s instead",
         )
     requests = concatenate(parts)
     traffic = Traffic(requests, timestamps_s=timestamps_s - timestamps_s[0])
     means = (float(requests.input_tokens.mean()), float(requests.output_tokens.mean()))
     answer_tokens = float((requests.batch_size * requests.output_tokens).mean())
-    return Asked(traffic, count / lasts_s, *means, f"replay of {path.name}", answer_tokens)
+    return Asked(traffic, count / lasts_s, *means, f"replay of {trace.path.name}", answer_tokens)
 
 
 def engines_of(names: Sequence[str] | None, given: Any) -> list[ScheduledEngine]:

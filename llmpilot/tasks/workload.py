@@ -10,16 +10,16 @@ from pydantic import Field
 from rich.table import Table
 
 from llmpilot import console
-from llmpilot.config import Facts, parse
+from llmpilot.config import Facts, parse, plain
 from llmpilot.errors import ConfigError
 from llmpilot.workload import (
     PARAMETERS,
     Requests,
-    TraceColumns,
+    Trace,
     WorkloadModel,
     fit,
     load_workload,
-    read_trace,
+    open_trace,
 )
 from llmpilot.workload.faithfulness import MAX_ROWS, Faithfulness, faithfulness, row_sample
 from llmpilot.workload.joint import MAX_BINS, MIN_BINS
@@ -27,11 +27,9 @@ from llmpilot.workload.seeds import random_words
 from llmpilot.workload.store import refuse_suffix, refuse_unwritable, write_samples
 
 
-class Trace(Facts):
-    """The `trace` part of the configuration."""
+class Fitting(Facts):
+    """How a workload model is fitted on a trace."""
 
-    path: str | None = None
-    columns: dict[str, Any] = Field(default_factory=dict)
     max_bins: Annotated[int, Field(ge=MIN_BINS, le=MAX_BINS)] = 64
 
 
@@ -42,12 +40,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         ConfigError: an impossible option.
         TraceError: the trace cannot be used, or a file cannot be written; nothing is left half-written.
     """
-    trace = parse(Trace, cfg.trace, "trace")
-    columns = parse(TraceColumns, trace.columns, "trace.columns")
+    given = dict(plain(cfg.trace))
+    fitting = parse(Fitting, {"max_bins": given.pop("max_bins")} if "max_bins" in given else {}, "trace")
+    trace = open_trace(given) if given.get("path") else None
     samples = _count("samples", cfg.samples)
     random_words(cfg.seed)  # refuses an impossible seed before the trace is read
     samples_file = Path(cfg.samples_file).expanduser() if cfg.samples_file else None
-    output = Path(str(cfg.output)).expanduser() if trace.path else None
+    output = Path(str(cfg.output)).expanduser() if trace else None
     figure = output.with_suffix(".png") if output else None
     for path in (output, figure, samples_file):
         if path is not None:
@@ -56,19 +55,25 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         refuse_suffix(samples_file)
 
     started = time.perf_counter()
-    if trace.path is None or output is None or figure is None:
+    if trace is None or output is None or figure is None:
         model = load_workload(cfg.workload)
         result = _describe(model)
         console.out.print(_description(model, result))
     else:
-        source = Path(trace.path).expanduser()
-        with console.err.status(f"fitting on {source}"):
-            model, compared = _fit(source, columns, trace.max_bins, samples, cfg.seed)
+        with console.err.status(f"fitting on {trace.path}"):
+            model, compared = _fit(trace, fitting.max_bins, samples, cfg.seed)
+        for remark in trace.remarks():
+            console.note(remark)
         model.save(output)
         from llmpilot.workload import figure as pictures  # matplotlib is slow to import
 
-        pictures.save(compared, f"{source.name}: {model.rows:,} requests", figure)
-        result = _describe(model) | _findings(compared) | {"output": str(output), "figure": str(figure)}
+        pictures.save(compared, f"{trace.path.name}: {model.rows:,} requests", figure)
+        result = (
+            _describe(model)
+            | {"remarks": trace.remarks()}
+            | _findings(compared)
+            | {"output": str(output), "figure": str(figure)}
+        )
         console.out.print(_comparison(model, compared, result))
     if samples_file:
         write_samples(model, samples, cfg.seed, samples_file)
@@ -81,14 +86,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     return result
 
 
-def _fit(
-    source: Path, columns: TraceColumns, max_bins: int, samples: int, seed: int
-) -> tuple[WorkloadModel, Faithfulness]:
+def _fit(trace: Trace, max_bins: int, samples: int, seed: int) -> tuple[WorkloadModel, Faithfulness]:
     def chunks() -> Iterator[Requests]:
-        for requests, _ in read_trace(source, columns):
-            yield requests
+        for chunk in trace.chunks():
+            yield chunk.requests
 
-    model = fit(chunks, max_bins, {"name": source.stem, "source": source.name})
+    model = fit(chunks, max_bins, {"name": trace.path.stem, "source": trace.path.name})
     return model, faithfulness(row_sample(chunks(), MAX_ROWS, seed), model, seed, samples)
 
 

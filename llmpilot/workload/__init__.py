@@ -3,10 +3,11 @@
 from llmpilot.workload.arrivals import gamma, poisson, replay
 from llmpilot.workload.conversations import Chat, Conversation, ConversationSource, DrawnConversations
 from llmpilot.workload.joint import RequestStream, WorkloadModel, fit
+from llmpilot.workload.layouts import TraceColumns
 from llmpilot.workload.requests import PARAMETERS, Requests, concatenate, from_lengths
 from llmpilot.workload.shipped import SHIPPED, Workload, load_conversations, load_workload
 from llmpilot.workload.thinking import ThinkTimes
-from llmpilot.workload.trace import TraceColumns, read_trace
+from llmpilot.workload.trace import Trace, TraceChunk, TraceReading, open_trace, read_trace
 
 __all__ = [
     "PARAMETERS",
@@ -18,7 +19,10 @@ __all__ = [
     "RequestStream",
     "Requests",
     "ThinkTimes",
+    "Trace",
+    "TraceChunk",
     "TraceColumns",
+    "TraceReading",
     "Workload",
     "WorkloadModel",
     "concatenate",
@@ -27,6 +31,7 @@ __all__ = [
     "gamma",
     "load_conversations",
     "load_workload",
+    "open_trace",
     "poisson",
     "read_trace",
     "replay",

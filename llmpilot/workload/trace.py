@@ -1,283 +1,287 @@
-"""Reading a trace of real requests: CSV or Parquet, in chunks, only the columns asked for.
+"""Reading a trace of real requests: CSV, JSON lines or Parquet, in chunks, only the columns asked for.
 
-A row that cannot be true is refused with its number, never dropped or mended in silence.
+A row that cannot be true is refused with its number, never dropped or mended in silence; what was found or
+left out is said in remarks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from llmpilot.config import Facts
-from llmpilot.errors import TraceError, did_you_mean
-from llmpilot.workload.formats import batches, column_names
-from llmpilot.workload.requests import DTYPES, NEUTRAL, Floats, Requests
+from llmpilot.config import Facts, parse
+from llmpilot.console import counted
+from llmpilot.errors import ConfigError, TraceError, did_you_mean
+from llmpilot.workload.cells import Cells, ids, or_dropped
+from llmpilot.workload.chats import CHARACTERS_PER_TOKEN, Chats, Turns, requests_of
+from llmpilot.workload.clock import NAMES, Clock
+from llmpilot.workload.formats import BATCH_ROWS, batches, column_names, objects
+from llmpilot.workload.layouts import Found, TraceColumns, find_columns
+from llmpilot.workload.requests import Floats, Ints, Requests, concatenate, from_lengths
 
-MAX_TOKENS = 10_000_000
-MAX_TEMPERATURE = 100.0
-_TRUE, _FALSE = ("true", "1", "1.0", "yes", "greedy"), ("false", "0", "0.0", "no", "sample", "sampling")
 
+class TraceReading(Facts):
+    """How a trace is read. `timestamp_unit`: auto is found (see `clock`); the others are as they are said.
 
-class TraceColumns(Facts):
-    """Which column of the trace holds what; null means that the trace does not say.
-
-    What a trace does not say takes its neutral value: one sequence, greedy unless there is a temperature
-    above 0, temperature 1, top_k 0 and top_p 1 (no limit). So does an empty cell of an optional column.
+    `sort`: rows are put in the order of their timestamps, which takes memory for the whole trace.
+    `drop_empty`: rows with 0 or no input or output tokens are left out, and counted.
     """
 
-    input_tokens: str = "input_tokens"
-    output_tokens: str = "output_tokens"
-    batch_size: str | None = None
-    greedy: str | None = None
-    temperature: str | None = None
-    top_k: str | None = None
-    top_p: str | None = None
-    timestamp: str | None = None
+    columns: TraceColumns = TraceColumns()
+    timestamp_unit: Literal["auto", "s", "ms", "us", "ns", "iso"] = "auto"
+    sort: bool = False
+    drop_empty: bool = False
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """What a number of one column must be."""
+@dataclass(frozen=True, eq=False)
+class TraceChunk:
+    """Some rows of a trace, in its order.
 
-    low: float
-    high: float
-    whole: bool
-    says: str
+    `timestamps_s` count from the trace's first request; `sessions` are the ids of conversations, empty for a
+    row of none, and `turns` a row's place in its own, from 0; each is None where the trace does not say.
+    """
 
-
-_TOKENS = _Rule(1, MAX_TOKENS, True, f"a whole number of tokens from 1 to {MAX_TOKENS:,}")
-RULES = {
-    "input_tokens": _TOKENS,
-    "output_tokens": _TOKENS,
-    "batch_size": _Rule(1, MAX_TOKENS, True, "a whole number of sequences, at least 1"),
-    "temperature": _Rule(0, MAX_TEMPERATURE, False, f"a number from 0 to {MAX_TEMPERATURE:g}"),
-    "top_k": _Rule(-1, MAX_TOKENS, True, "a whole number; 0 or -1 mean no limit"),
-    "top_p": _Rule(0, 1, False, "a number from 0 to 1"),
-}
+    requests: Requests
+    timestamps_s: Floats | None = None
+    sessions: NDArray[np.object_] | None = None
+    turns: Ints | None = None
 
 
 def read_trace(path: str | Path, columns: TraceColumns) -> Iterator[tuple[Requests, Floats | None]]:
     """Yield the trace's requests in chunks, each with its timestamps in seconds from the trace's first,
     or None where `columns` names no timestamp. Memory is bounded by the chunk, not by the file.
 
-    Timestamps are numbers of seconds or ISO 8601 texts, and must not go backwards.
+    Raises:
+        TraceError: as `Trace.chunks`.
+    """
+    for chunk in Trace(path, TraceReading(columns=columns)).chunks():
+        yield chunk.requests, chunk.timestamps_s
+
+
+def open_trace(given: Mapping[str, Any], *, timed: bool = False, key: str = "trace") -> "Trace":
+    """Return the trace that the part of the configuration under `key` describes.
 
     Raises:
-        TraceError: the file or one of its rows cannot be used; says which, and what to do.
+        ConfigError: it names no file, or has a key or value that is not possible.
     """
-    source = Path(path).expanduser()
-    wanted = {field: name for field, name in columns.model_dump().items() if name is not None}
-    _refuse_missing(source, wanted)
-    clock = _Clock(source, wanted.get("timestamp", ""))
-    row = 0
-    for batch in batches(source, sorted(set(wanted.values()))):
-        if batch.num_rows == 0:
-            continue
-        arrays = {field: batch.column(name) for field, name in wanted.items()}
-        stamps = arrays.pop("timestamp", None)
-        requests = _requests(source, wanted, arrays, batch.num_rows, row)
-        yield requests, None if stamps is None else clock.seconds(stamps, row)
-        row += batch.num_rows
-    if row == 0:
-        cure = "give a trace with at least one request"
-        raise TraceError("the trace has no rows below its header", given=source, cure=cure)
+    path, columns = given.get("path"), given.get("columns") or {}
+    if not path:
+        raise ConfigError(f"{key}.path is missing: the trace to replay", cure=f"{key}.path=my.csv")
+    further = {name: value for name, value in given.items() if name not in ("path", "columns")}
+    if unknown := [name for name in further if name not in TraceReading.model_fields]:
+        known = ("path", *TraceReading.model_fields)
+        cure = f"{did_you_mean(unknown[0], known)}the keys are {', '.join(known)}"
+        raise ConfigError(f"{key}.{unknown[0]} is not a key of {key}", given=further[unknown[0]], cure=cure)
+    reading = parse(TraceReading, further, key)
+    columns = parse(TraceColumns, columns, f"{key}.columns")
+    return Trace(str(path), reading.model_copy(update={"columns": columns}), timed=timed, key=key)
 
 
-def _refuse_missing(path: Path, wanted: dict[str, str]) -> None:
-    there = column_names(path)
-    for field, name in wanted.items():
-        if there.count(name) > 1:
-            wrong = f"two columns of the trace are named {name!r}"
-            raise TraceError(wrong, given=path, cure="rename one of them")
-        if name not in there:
-            raise TraceError(
-                f"the trace has no column {name!r} for {field}",
-                given=f"{path} with columns {', '.join(there[:30])}{' ...' if len(there) > 30 else ''}",
-                cure=f"{did_you_mean(name, there)}name it: trace.columns.{field}=<column>",
+class Trace:
+    """One trace, to be read as often as needed.
+
+    `timed`: the task needs timestamps: they are looked for if no column is named, and without any nothing is
+    read. `key` is where the configuration has the trace.
+    """
+
+    def __init__(
+        self, path: str | Path, reading: TraceReading, *, timed: bool = False, key: str = "trace"
+    ) -> None:
+        self.path = Path(path).expanduser()
+        self._reading, self._timed, self._key = reading, timed, key
+        self._found: Found | None = None
+        self._chats = Chats()
+        self._rows = self._dropped = 0
+        self._last_s: float | None = None
+        self._clock = Clock(None)
+        self._disordered = False
+
+    def chunks(self) -> Iterator[TraceChunk]:
+        """Yield the trace from its beginning.
+
+        Raises:
+            TraceError: the file or one of its rows cannot be used; says which, and what to do.
+        """
+        self._chats, self._rows, self._dropped, self._last_s = Chats(), 0, 0, None
+        self._disordered = False
+        found = self._find()
+        said = self._reading.timestamp_unit
+        self._clock = Clock(None if said == "auto" else said, found.layout.unit)
+        if self._timed and (found.texts or "timestamp" not in found.columns):
+            raise self._no_times(found)
+        parts = self._texts(found) if found.texts else self._table(found)
+        if self._reading.sort and "timestamp" in found.columns:
+            parts = self._sorted(parts)
+        first: float | None = None
+        seen: dict[str, int] = {}
+        for requests, stamps, sessions in parts:
+            times = None
+            if stamps is not None:
+                first = stamps[0].item() if first is None else first
+                times = (stamps - first) / self._clock.per_second
+                self._last_s = float(times[-1])
+            self._rows += len(requests)
+            yield TraceChunk(requests, times, sessions, _turns(sessions, seen))
+        if self._rows == 0:
+            raise self._no_rows()
+
+    @property
+    def has_sessions(self) -> bool:
+        """Whether the trace says which requests are of one conversation."""
+        found = self._find()
+        return found.texts is not None or "session" in found.columns
+
+    @property
+    def unit(self) -> str | None:
+        """What the timestamps that have been read are (`milliseconds`, `dates`), None if none were."""
+        return None if self._last_s is None else NAMES[self._clock.unit or "s"]
+
+    def remarks(self) -> list[str]:
+        """Return what a person should know of the last reading: what was found, taken for, left out."""
+        found = self._find()
+        name = self.path.name
+        remarks = []
+        if found.texts:
+            remarks.append(
+                f"{name}: {self._chats.conversations:,} conversations; each answer is a request, and all "
+                "that was said before it is its input; tokens are estimated: "
+                f"one for {CHARACTERS_PER_TOKEN:g} characters"
             )
-
-
-def _requests(
-    path: Path, wanted: dict[str, str], arrays: dict[str, pa.Array], n: int, first_row: int
-) -> Requests:
-    values: dict[str, np.ndarray] = {}
-    for field in RULES:
-        if field in arrays:
-            values[field] = _numbers(path, field, wanted[field], arrays[field], first_row)
-        else:
-            values[field] = np.full(n, NEUTRAL[field])
-    values["top_k"] = np.maximum(values["top_k"], 0)
-    # A sampling temperature of zero is greedy decoding; a trace that says neither leaves the neutral value.
-    implied = values["temperature"] == 0 if "temperature" in arrays else np.full(n, bool(NEUTRAL["greedy"]))
-    values["greedy"] = implied
-    if "greedy" in arrays:
-        values["greedy"] = _flags(path, wanted["greedy"], arrays["greedy"], first_row, implied)
-    return Requests(**{field: column.astype(DTYPES[field]) for field, column in values.items()})
-
-
-def _numbers(path: Path, field: str, name: str, array: pa.Array, first_row: int) -> Floats:
-    """Return a column's numbers, each within its rule; an empty cell is neutral, or refused if required."""
-    rule = RULES[field]
-    texts = _plain(path, name, array)
-    empty = _empty(texts)
-    if empty.any() and field not in NEUTRAL:
-        raise _bad(path, name, first_row + int(np.argmax(empty)), "nothing", rule.says)
-    present = pc.if_else(pa.array(empty), pa.scalar(None, texts.type), texts) if empty.any() else texts
-    try:
-        numbers = _as_floats(present)
-    except pa.ArrowException:
-        at = _first_unreadable(present)
-        raise _bad(path, name, first_row + at, _shown(texts, at), rule.says) from None
-    if empty.any():
-        numbers[empty] = NEUTRAL[field]
-    wrong = ~((numbers >= rule.low) & (numbers <= rule.high))
-    if rule.whole:
-        wrong |= numbers != np.floor(numbers)
-    if wrong.any():
-        at = int(np.argmax(wrong))
-        raise _bad(path, name, first_row + at, _shown(texts, at), rule.says)
-    return numbers
-
-
-def _flags(path: Path, name: str, array: pa.Array, first_row: int, implied: np.ndarray) -> np.ndarray:
-    texts = pc.utf8_lower(pc.utf8_trim_whitespace(pc.cast(_plain(path, name, array), pa.string())))
-    yes = np.asarray(pc.fill_null(pc.is_in(texts, pa.array(_TRUE)), False))
-    no = np.asarray(pc.fill_null(pc.is_in(texts, pa.array(_FALSE)), False))
-    empty = _empty(texts)
-    wrong = ~(yes | no | empty)
-    if wrong.any():
-        at = int(np.argmax(wrong))
-        raise _bad(path, name, first_row + at, _shown(texts, at), "true or false (greedy or sample)")
-    return np.where(empty, implied, yes)
-
-
-class _Clock:
-    """Turns timestamps into seconds from the trace's first, chunk by chunk; sees them go backwards."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self._path, self._name = path, name
-        self._first: int | float | None = None
-        self._last = 0.0
-        self._dated = False
-
-    def seconds(self, array: pa.Array, first_row: int) -> Floats:
-        """Return the chunk's timestamps in seconds from the first of the trace."""
-        raw = self._read(array, first_row)
-        if self._first is None:
-            self._first = raw[0].item()
-        seconds: Floats = (raw - self._first) / (1e9 if self._dated else 1.0)
-        backwards = np.diff(seconds, prepend=self._last) < 0
-        if backwards.any():
-            at = int(np.argmax(backwards))
-            raise TraceError(
-                f"the timestamps in column {self._name!r} go backwards",
-                given=f"{_shown(array, at)} in row {first_row + at + 1} below the header of {self._path}",
-                cure="sort the trace by it; where nothing is to be replayed: trace.columns.timestamp=null",
+            if self._chats.unanswered:
+                count = counted(self._chats.unanswered, "conversation")
+                remarks.append(f"{name}: {count} without an answer left out")
+            if self._chats.other_parts:
+                count = counted(self._chats.other_parts, "part")
+                remarks.append(f"{name}: {count} of messages that are no text not counted")
+        elif found.layout.name:
+            remarks.append(
+                f"{name} is laid out as {found.layout.name}: read are {', '.join(found.columns.values())}"
             )
-        self._last = float(seconds[-1])
-        return seconds
+        if self._dropped:
+            remarks.append(f"{name}: {counted(self._dropped, 'row')} of 0 tokens left out")
+        if self._disordered:
+            remarks.append(f"{name}: sorted by {found.columns['timestamp']!r}, which goes backwards in it")
+        if self._last_s is not None:
+            guessed = self._reading.timestamp_unit == "auto" and self._clock.unit != "iso"
+            cure = f" (if they are not: {self._key}.timestamp_unit=...)" if guessed else ""
+            rate = f", {self._rows / self._last_s:.4g} a second on average" if self._last_s > 0 else ""
+            remarks.append(
+                f"{name}: timestamps are {self.unit}{cure}; "
+                f"{counted(self._rows, 'request')} read in {self._last_s:,.1f} s{rate}"
+            )
+        return remarks
 
-    def _read(self, array: pa.Array, first_row: int) -> np.ndarray:
-        """Return seconds as they are, or dates as nanoseconds; a trace may not change between the two."""
-        says = "a number of seconds, or a date and time such as 2023-11-16 18:17:03.97"
-        texts = _plain(self._path, self._name, array, dates=True)
-        empty = _empty(texts)
-        if empty.any():
-            raise _bad(self._path, self._name, first_row + int(np.argmax(empty)), "nothing", says)
-        if self._first is None:
-            self._dated = not _readable(texts.slice(0, 1), _as_floats)
-        convert = _as_nanoseconds if self._dated else _as_floats
-        try:
-            values = convert(texts)
-        except pa.ArrowException:
-            at = next((i for i in range(len(texts)) if not _readable(texts.slice(i, 1), convert)), 0)
-            raise _bad(self._path, self._name, first_row + at, _shown(texts, at), says) from None
-        if not self._dated and not np.isfinite(values).all():
-            at = int(np.argmin(np.isfinite(values)))
-            raise _bad(self._path, self._name, first_row + at, _shown(texts, at), says)
-        return values
+    def _find(self) -> Found:
+        if self._found is None:
+            there = column_names(self.path)
+            if not there:
+                raise self._no_rows()
+            self._found = find_columns(
+                self.path, there, self._reading.columns, timed=self._timed, key=self._key
+            )
+        return self._found
 
-
-def _plain(path: Path, name: str, array: pa.Array, *, dates: bool = False) -> pa.Array:
-    """Return the column as text, numbers or dates, without dictionaries; refuse lists and structs."""
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    kind = array.type
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-    other = pa.types.is_boolean(kind) or pa.types.is_null(kind)
-    date = dates and pa.types.is_timestamp(kind)
-    if not (text or number or other or date):
-        raise TraceError(
-            f"column {name!r} of the trace holds {kind}, not single numbers",
-            given=path,
-            cure="name another column, or rewrite this one as numbers",
+    def _no_times(self, found: Found) -> TraceError:
+        named = "" if found.texts else f"name their column: {self._key}.columns.timestamp=<column>; or "
+        return TraceError(
+            "a replay needs timestamps, and the trace has none",
+            given=self.path,
+            cure=f"{named}fit its lengths, and say how many requests arrive: "
+            f"python -m llmpilot task=workload trace.path={self.path}",
         )
-    return pc.cast(array, pa.string()) if text else array
+
+    def _no_rows(self) -> TraceError:
+        if self._dropped:
+            wrong = f"all {self._dropped:,} rows of the trace have 0 tokens"
+        elif self._chats.conversations:
+            wrong = f"none of the trace's {self._chats.conversations:,} conversations has an answer"
+        else:
+            wrong = "the trace has no rows below its header"
+        return TraceError(wrong, given=self.path, cure="give a trace with at least one request")
+
+    def _texts(self, found: Found) -> Iterator["_Part"]:
+        assert found.texts is not None
+        if found.columns:
+            field, name = next(iter(found.columns.items()))
+            raise TraceError(
+                f"a trace of texts has no column for {field}",
+                given=f"{self._key}.columns.{field}={name} and {found.texts!r} in {self.path}",
+                cure=f"leave it out; or name columns of lengths: {self._key}.columns.input_tokens=<column>",
+            )
+        rows = objects(self.path, found.texts)
+        for turns in requests_of(rows, found.texts, self.path, self._chats, BATCH_ROWS):
+            yield from self._checked_texts(turns)
+
+    def _checked_texts(self, turns: Turns) -> Iterator["_Part"]:
+        lengths = np.array([turns.input_tokens, turns.output_tokens])
+        kept = (lengths > 0).all(axis=0)
+        if not kept.all() and not self._reading.drop_empty:
+            at = int(np.argmin(kept))
+            raise TraceError(
+                "an answer of the trace is empty",
+                given=f"conversation {turns.sessions[at]} of {self.path}",
+                cure=or_dropped("correct it", self._key),
+            )
+        self._dropped += int((~kept).sum())
+        if kept.any():
+            sessions = np.array(turns.sessions, dtype=object)[kept]
+            yield from_lengths(lengths[0, kept], lengths[1, kept]), None, sessions
+
+    def _table(self, found: Found) -> Iterator["_Part"]:
+        cells = Cells(self.path, found, self._key)
+        row, last = 0, None
+        for batch in batches(self.path, sorted(set(found.columns.values()))):
+            rows = np.arange(row, row + batch.num_rows)
+            row += batch.num_rows
+            arrays = {field: batch.column(name) for field, name in found.columns.items()}
+            if self._reading.drop_empty:
+                kept = ~cells.zeros(arrays)
+                self._dropped += int((~kept).sum())
+                rows = rows[kept]
+                arrays = {field: array.filter(pa.array(kept)) for field, array in arrays.items()}
+            if len(rows) == 0:
+                continue
+            stamps, sessions = arrays.pop("timestamp", None), arrays.pop("session", None)
+            requests, times = cells.requests(arrays, rows), None
+            if stamps is not None:
+                times = cells.times(self._clock, stamps, rows)
+                fallen = np.diff(times, prepend=times[0] if last is None else last) < 0
+                if fallen.any() and not self._reading.sort:
+                    raise cells.backwards(int(np.argmax(fallen)), stamps, rows, needed=self._timed)
+                last = times[-1].item()
+            yield requests, times, None if sessions is None else ids(sessions)
+
+    def _sorted(self, parts: Iterator["_Part"]) -> Iterator["_Part"]:
+        """Yield all rows in the order of their timestamps, those of one time as they were."""
+        whole = list(parts)
+        if not whole:
+            return
+        times = np.concatenate([stamps for _, stamps, _ in whole if stamps is not None])
+        requests = concatenate(requests for requests, _, _ in whole)
+        with_ids = whole[0][2] is not None
+        ids = np.concatenate([found for _, _, found in whole if found is not None]) if with_ids else None
+        order = np.argsort(times, kind="stable")
+        self._disordered = bool((np.diff(order) < 0).any())
+        for start in range(0, len(order), BATCH_ROWS):
+            some = order[start : start + BATCH_ROWS]
+            yield requests.take(some), times[some], None if ids is None else ids[some]
 
 
-def _empty(array: pa.Array) -> np.ndarray:
-    missing = np.asarray(pc.is_null(array))
-    if pa.types.is_string(array.type):
-        blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(array), ""), False)
-        missing = missing | np.asarray(blank)
-    return missing
+_Part = tuple[Requests, np.ndarray | None, NDArray[np.object_] | None]
+"""Requests, numbers of the clock, and ids of sessions."""
 
 
-def _as_floats(array: pa.Array) -> Floats:
-    """Return numbers; a null becomes 0, for the caller to overwrite."""
-    if pa.types.is_timestamp(array.type):
-        raise pa.ArrowInvalid("dates")
-    if pa.types.is_string(array.type):
-        array = pc.utf8_trim_whitespace(array)
-    numbers = pc.fill_null(pc.cast(array, pa.float64(), safe=False), 0.0)
-    return np.array(numbers.to_numpy(zero_copy_only=False), dtype=np.float64)
-
-
-def _as_nanoseconds(array: pa.Array) -> np.ndarray:
-    if pa.types.is_string(array.type):
-        array = pc.utf8_trim_whitespace(array)
-        try:
-            array = pc.cast(array, pa.timestamp("ns"))
-        except pa.ArrowException:
-            array = pc.cast(array, pa.timestamp("ns", "UTC"))
-    if not pa.types.is_timestamp(array.type):
-        raise pa.ArrowInvalid("no dates")
-    return np.asarray(pc.cast(pc.cast(array, pa.timestamp("ns", array.type.tz)), pa.int64()))
-
-
-def _readable(array: pa.Array, convert: object) -> bool:
-    try:
-        convert(array)  # type: ignore[operator]
-    except (pa.ArrowException, ValueError):
-        return False
-    return True
-
-
-def _first_unreadable(array: pa.Array) -> int:
-    low, high = 0, len(array)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _readable(array.slice(low, middle - low), _as_floats) else (low, middle)
-    return low
-
-
-def _shown(array: pa.Array, at: int) -> str:
-    """Return a cell as a person may read it; dates beyond Python's own have no such form."""
-    try:
-        value = array[at].as_py()
-    except (ValueError, OverflowError):
-        return f"a value of type {array.type}"
-    return repr(value) if isinstance(value, str) else str(value)
-
-
-def _bad(path: Path, name: str, row: int, value: object, says: str) -> TraceError:
-    """The error for one impossible value; `row` counts from 0."""
-    return TraceError(
-        f"column {name!r} of the trace must hold {says}",
-        given=f"{value} in row {row + 1} below the header of {path}",
-        cure="correct or remove this row; or map another column with trace.columns",
-    )
+def _turns(sessions: NDArray[np.object_] | None, seen: dict[str, int]) -> Ints | None:
+    """Return each row's place in its session; a row of none is its own."""
+    if sessions is None:
+        return None
+    turns = np.zeros(len(sessions), dtype=np.int64)
+    for at, session in enumerate(sessions):
+        if session:
+            turns[at] = seen.get(session, 0)
+            seen[session] = turns[at] + 1
+    return turns

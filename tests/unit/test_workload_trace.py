@@ -176,7 +176,7 @@ def test_impossible_tokens(tmp_path: Path, value: str, says: str, column: str) -
         ("top_p", "-0.1", "from 0 to 1"),
         ("top_p", "nan", "'nan' in row 1"),
         ("greedy", "maybe", "greedy or sample"),
-        ("timestamp", "yesterday", "a number of seconds, or a date and time"),
+        ("timestamp", "yesterday", "a number, or a date and time"),
         ("timestamp", "", "nothing in row 1"),
         ("timestamp", "nan", "'nan' in row 1"),
     ],
@@ -216,9 +216,9 @@ def test_files_that_are_no_trace(tmp_path: Path) -> None:
     assert "is a folder" in refused(tmp_path)
     assert "is empty" in refused(write(tmp_path, ""))
     assert "no rows below its header" in refused(write(tmp_path, "in,out\n"))
-    assert "looks like JSON" in refused(write(tmp_path, '{"in": 1}\n'))
-    assert "neither CSV nor Parquet" in refused(write(tmp_path, b"in,out\n\0\1\2\n"))
-    assert "neither CSV nor Parquet" in refused(write(tmp_path, "in,out\n1,2\n", "t.parquet"))
+    assert "no column 'out'" in refused(write(tmp_path, '{"in": 1}\n'))
+    assert "neither CSV nor JSON nor Parquet" in refused(write(tmp_path, b"in,out\n\0\1\2\n"))
+    assert "neither CSV nor JSON nor Parquet" in refused(write(tmp_path, "in,out\n1,2\n", "t.parquet"))
     assert "is compressed" in refused(write(tmp_path, gzip.compress(b"in,out\n1,2\n")))
     assert "cannot be read" in refused(write(tmp_path, "in,out\n1,2\n3\n"))
     assert "cannot be read" in refused(write(tmp_path, b"in,out\n\xff\xfe,2\n"))
