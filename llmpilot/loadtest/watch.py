@@ -16,6 +16,7 @@ from llmpilot.deploy.metrics_page import UnreadableError, fetch
 from llmpilot.engine.prometheus import NAN, Reading, read
 from llmpilot.loadtest.server_samples import Sample, ServerSamples, as_columns
 from llmpilot.openai_client.http import clock_ns
+from llmpilot.openai_client.proxies import read_proxy
 
 PERIOD_S = 1.0
 FEWEST = 4
@@ -47,9 +48,7 @@ class Watch:
 
     def __init__(self, endpoint: HttpEndpoint, period_s: float) -> None:
         self._endpoint, self._period_ns = endpoint, round(period_s * 1e9)
-        self._http = httpx.Client(
-            base_url=endpoint.url, headers=endpoint.headers, verify=endpoint.verify_tls, trust_env=False
-        )
+        self._http = _http(endpoint)
         self._samples: list[Sample] = []
         self._missed = 0
         self._start_ns = 0
@@ -102,3 +101,25 @@ class Watch:
             asked_ns, answer_ms=answer_ms, **figures, gpu_power_w=power_w, gpu_memory_gb=memory_gb
         )
         self._samples.append(sample)
+
+
+def _http(endpoint: HttpEndpoint) -> httpx.Client:
+    """Return a client that reaches the server as the workers do: by the same trust, proxy and HTTP."""
+    access = endpoint.access
+    proxy = None
+    if access.proxy is not None:
+        found = read_proxy(access.proxy)
+        proxy = httpx.Proxy(
+            found.shown,
+            headers={"Proxy-Authorization": found.authorization} if found.authorization else None,
+            ssl_context=access.context() if found.tls else None,
+        )
+    return httpx.Client(
+        base_url=endpoint.url,
+        headers=endpoint.headers,
+        verify=access.context() if access.secure else False,
+        proxy=proxy,
+        http1=not access.http2,
+        http2=access.http2,
+        trust_env=False,
+    )

@@ -10,6 +10,7 @@ from typing import Any
 from llmpilot.openai_client.access import Target
 from llmpilot.openai_client.framing import BLANK_LINE
 from llmpilot.openai_client.http import MAX_HEAD, Connection
+from llmpilot.openai_client.http2 import Http2Connection
 from llmpilot.openai_client.proxies import ProxyError, ProxyRefusedError, ProxyUnreachableError, refused
 
 OUT_OF_SOCKETS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL)
@@ -61,9 +62,18 @@ async def _straight(loop: asyncio.AbstractEventLoop, sock: socket.socket, target
     else:
         tls, host = target.proxy_tls, target.proxy.host
     _, connection = await loop.create_connection(
-        lambda: Connection(None if tls else sock), sock=sock, ssl=tls, server_hostname=host if tls else None
+        lambda: _new(target, None if tls else sock),
+        sock=sock,
+        ssl=tls,
+        server_hostname=host if tls else None,
     )
     return connection
+
+
+def _new(target: Target, sock: socket.socket | None) -> Connection:
+    if target.http2:
+        return Http2Connection(sock, b"https" if target.tls else b"http")
+    return Connection(sock)
 
 
 async def _through(loop: asyncio.AbstractEventLoop, sock: socket.socket, target: Target) -> Connection:
@@ -82,7 +92,7 @@ async def _through(loop: asyncio.AbstractEventLoop, sock: socket.socket, target:
             head += f"Proxy-Authorization: {proxy.authorization}\r\n"
         transport.write(head.encode() + b"\r\n")
         await opening.open
-        connection = Connection(None if target.tls or tls else sock)
+        connection = _new(target, None if target.tls or tls else sock)
         if target.tls is None:
             transport.set_protocol(connection)
             connection.connection_made(transport)

@@ -4,6 +4,7 @@ For looking at a service before it is measured: what answers here answers there,
 """
 
 import asyncio
+import ssl
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from llmpilot.openai_client.connecting import connect, connect_failure, said_of
 from llmpilot.openai_client.flight import Flight
 from llmpilot.openai_client.framing import BLANK_LINE, body_of, is_interim, split_head
 from llmpilot.openai_client.http import Connection, head_of
+from llmpilot.openai_client.http2 import begins_with_settings
 from llmpilot.openai_client.proxies import refused
 
 MOST_BYTES = 8_000_000
@@ -62,6 +64,24 @@ BROKEN = {
     "bad_http": "what it answered is no HTTP",
 }
 """How an answer fails whose connection stood, beside `request_timeout` and `endless_answer`."""
+
+
+NO_HTTP1 = (426, 464, 505)
+"""Upgrade Required; "incompatible protocol versions" of AWS's load balancers; HTTP Version Not Supported."""
+
+
+def insists_on_http2(failed: NoAnswerError | Exchange) -> bool:
+    """Whether a server has shown, by how it took a request over HTTP/1.1, that it wants HTTP/2."""
+    if isinstance(failed, NoAnswerError):
+        cause = failed.__cause__
+        if isinstance(cause, ssl.SSLError) and "NO_APPLICATION_PROTOCOL" in (cause.reason or ""):
+            return True
+        if failed.so_far is None:
+            return False
+        failed = failed.so_far
+    if failed.status == 426:
+        return "h2" in failed.headers.get("upgrade", "")
+    return failed.status in NO_HTTP1 or begins_with_settings(failed.raw)
 
 
 def wire_of(

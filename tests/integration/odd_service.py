@@ -42,7 +42,9 @@ def service(way: Way, at: str = "POST", tls: ssl.SSLContext | None = None) -> It
                     while (line := self.rfile.readline().lower()).strip():
                         length = int(line.split(b":")[1]) if line.startswith(b"content-length:") else length
                     self.rfile.read(length)
-                    sound = {b"POST": SOUND, b"GET ": MODELS if b"/models" in asked else b""}[asked[:4]]
+                    sound = {b"POST": SOUND, b"GET ": MODELS if b"/models" in asked else b""}.get(
+                        asked[:4], b""
+                    )
                     (way if asked.startswith(at.encode()) else whole(sound))(self.request.sendall)
 
     class Server(socketserver.ThreadingTCPServer):

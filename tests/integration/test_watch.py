@@ -4,11 +4,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from certificates import needs_openssl, of_internal_ca
+from forward_proxy import forward_proxy
+from odd_service import service, whole
 
 from llmpilot.config import Load
 from llmpilot.deploy.endpoint import HttpEndpoint
@@ -162,3 +167,18 @@ def test_a_level_knows_what_the_server_said() -> None:
     assert figures["missed"] == 0
     assert 1 < figures["running"]["mean"] + figures["waiting"]["mean"] <= users
     assert figures["preemptions"] == 0
+
+
+@needs_openssl
+def test_it_looks_with_the_same_trust_and_through_the_same_proxy(tmp_path: Path) -> None:
+    context, ca = of_internal_ca(tmp_path)
+    with (
+        service(whole(RUNNING), "GET /metrics", tls=context) as url,
+        forward_proxy() as passed,
+    ):
+        place = replace(endpoint(url), ca_file=str(ca), proxy=passed.url.replace("//", "//a:b@"))
+        samples = look(place, lambda seen: len(seen.time_us) > 0)
+    assert samples.columns["running"][0] == 3.0
+    line, fields = passed.asked[0]
+    assert line.startswith("CONNECT 127.0.0.1:")
+    assert fields["proxy-authorization"] == "Basic YTpi"
