@@ -18,7 +18,7 @@ def fault_in_stream(text: str) -> str:
     if stated or not events:
         kind = "an error in its stream" if stated else "what is no stream of events"
         return f"{kind}: {shown(stated[0] if stated else text) or '(nothing)'}"
-    tokens, pending, lines = Tokens(PROBE.sequences), "", 0
+    tokens, pending, lines, known = Tokens(PROBE.sequences), "", 0, False
     for event in events:
         if event == "[DONE]" or lines > MOST_LINES:
             break
@@ -31,9 +31,9 @@ def fault_in_stream(text: str) -> str:
             continue
         pending, lines = "", 0
         try:
-            tokens.feed(payload)
+            known |= tokens.feed(payload)
         except StreamError as error:
             return f"an error in its stream: {shown(str(error))}"
-        except (ValueError, TypeError, AttributeError):
-            return f"an event that is none of this API: {shown(event)}"
-    return f"an event that is no JSON: {shown(pending)}" if pending else ""
+    if pending:
+        return f"an event that is no JSON: {shown(pending)}"
+    return "" if known else f"an event that is none of this API: {shown(text)}"

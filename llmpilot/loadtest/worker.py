@@ -28,6 +28,7 @@ from llmpilot.loadtest.worker_users import SECOND, ClosedLoop, OpenLoop, Plan, R
 from llmpilot.openai_client.access import resolve
 from llmpilot.openai_client.http import clock_ns
 from llmpilot.openai_client.reading import read_answer
+from llmpilot.secrets import redact
 
 MAX_CONNECTIONS_AHEAD = 64
 RAMP_SHARE = 0.5
@@ -105,8 +106,7 @@ async def _level(job: Job, channel: Channel) -> Part:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     gc.enable()
-    may_end_early = endpoint.dialect == "standard"
-    part = log.read(partial(read_answer, may_end_early=may_end_early))
+    part = log.read(read_answer, partial(redact, extra=_credentials(endpoint)))
     part.notes |= _own_state(sender, busy)
     return part
 
@@ -129,6 +129,11 @@ async def _prepare(job: Job, log: Log, target: Any, on_quiet: Any) -> Sender:
     arrivals_ns = array("q", np.rint(arrivals_s * SECOND).astype(np.int64).tobytes())
     await opened.prepare(arrivals_ns, job.index, job.workers, min(MAX_CONNECTIONS_AHEAD, 1 + int(rate)))
     return opened
+
+
+def _credentials(endpoint: HttpEndpoint) -> tuple[str, ...]:
+    """Return what the requests' headers hold, which a server may repeat: `Bearer KEY`, and KEY by itself."""
+    return tuple(part for value in endpoint.headers.values() for part in {value, value.rpartition(" ")[2]})
 
 
 def _own_state(sender: Sender, busy: list[tuple[int, int]]) -> dict[str, Any]:

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from llmpilot.openai_client.flight import Flight
 from llmpilot.openai_client.reading import Reading
+from llmpilot.secrets import redact
 
 Int = NDArray[np.int64]
 _BUFFER = 1 << 18
 NEVER = -1
+MESSAGE_LENGTH = 500
 
 
 @dataclass
@@ -80,8 +82,11 @@ class Log:
         self._spool.write(array("q", map(len, flight.pieces)).tobytes())
         self._spool.write(raw)
 
-    def read(self, read_answer: Callable[..., Reading]) -> Part:
-        """Return the requests with what their answers said, and close the log."""
+    def read(self, read_answer: Callable[..., Reading], hide: Callable[[str], str] = redact) -> Part:
+        """Return the requests with what their answers said, and close the log.
+
+        `hide` takes secrets out of the samples of failures' messages, which are cut only then.
+        """
         self._spool.seek(0)
         n = len(self)
         first, last = array("q", [NEVER]) * n, array("q", [NEVER]) * n
@@ -109,6 +114,7 @@ class Log:
                         output_tokens=columns["asked"][i],
                         sequences=columns["sequences"][i],
                         broken=broken,
+                        sent_ns=columns["sent"][i],
                     )
                 except Exception as error:
                     # One answer that nobody has thought of must not cost the level all others.
@@ -117,8 +123,8 @@ class Log:
                 answer = Reading(failure=broken or "bad_http")
             failures.append(answer.failure)
             response_ids.append(answer.response_id)
-            if answer.failure and answer.message:
-                samples.setdefault(answer.failure, answer.message)
+            if answer.message and answer.failure and answer.failure not in samples:
+                samples[answer.failure] = hide(answer.message)[:MESSAGE_LENGTH]
             if answer.token_ns:
                 first[i], last[i] = answer.token_ns[0], answer.last_ns
                 counts[i] = len(answer.token_ns)

@@ -5,30 +5,43 @@ the stream was cut into pieces decides times only, never what was said.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from llmpilot.openai_client.counting import StreamError, Tokens, error_kind
-from llmpilot.openai_client.framing import Segments, body_of, encoding_of, split_head
+from llmpilot.openai_client.arrivals import CODINGS, Arrivals, UndecodableError, decoded
+from llmpilot.openai_client.counting import (
+    ANSWER,
+    THOUGHT,
+    StreamError,
+    Tokens,
+    error_kind,
+    message_of,
+    number,
+)
+from llmpilot.openai_client.events import ERROR, MAX_LINES, OTHER, ends_at, events, with_plain_lines
+from llmpilot.openai_client.framing import body_of, encoding_of, split_head
+from llmpilot.openai_client.settling import settle
 
-MESSAGE_LENGTH = 500
+LONGEST_MESSAGE = 1 << 14
+"""Of a server's words, in characters: long, for secrets must be hidden in it before it is cut to be shown."""
 ID_LENGTH = 200
-MAX_LINES = 1000
-"""Over which the data of one event may go on: far more than any server writes."""
+_STREAM_BEGINS = (b"data:", b"event:", b"id:", b"retry:", b"error:", b":")
 
 
 @dataclass
 class Reading:
     """One request's answer: how it failed ("" for a success) and when the first sequence's tokens came [ns].
 
-    Tokens beyond what was asked for have no times. `last_ns` is when the last token of any sequence came;
+    `last_ns` is when the last token of any sequence came;
     `chunks` counts the pieces of the stream that carried tokens of the first sequence, `merged` those of
     them that carried more than one. `first_answer_ns` is when the first token of the answer itself came,
     behind what the model thought aloud; -1 where it did not think. `hidden_tokens` are tokens of the first
     sequence that the server counted and never showed: thoughts that it keeps to itself. `cached_tokens` are
     those of the prompt that it says it had in its cache; None where it does not say. `thinking_tokens` are
     those of `token_ns` that were thoughts. An answer may end early or be longer than asked: it is one all
-    the same, of its own length.
+    the same, of its own length. `method` is what its tokens were counted by (see `settling`), or
+    `not_streamed`: it came whole, in one piece.
     """
 
     failure: str = ""
@@ -56,13 +69,13 @@ def read_answer(
     output_tokens: int,
     sequences: int,
     broken: str = "",
-    may_end_early: bool = False,
+    sent_ns: int = 0,
 ) -> Reading:
     """Return what an answer said.
 
-    `ends[i]` is the length of the stream up to and with piece i, which arrived at `times_ns[i]`. `broken`
-    is how the connection failed, if it did; a fault that the server itself states goes before it.
-    `may_end_early`: the server could not be told to ignore an end of text.
+    `ends[i]` is the length of the stream up to and with piece i, which arrived at `times_ns[i]`; the request
+    was sent at `sent_ns` (0: not known). `broken` is how the connection failed, if it did; a fault that the
+    server itself states goes before it. The message of a failure may hold secrets that the server repeats.
     """
     answer = Reading(failure=broken)
     status, headers, start = split_head(raw)
@@ -70,186 +83,201 @@ def read_answer(
         answer.failure = broken or "bad_http"
         return answer
     body, segments, whole, sound = body_of(raw, headers, start)
+    cut = bool(broken) or not whole
+    arrivals = Arrivals(segments, ends, times_ns)
+    if coding := encoding_of(headers):
+        try:
+            if coding not in CODINGS:
+                raise UndecodableError("only gzip and deflate can be read")
+            body, arrivals, ended = decoded(body, coding, segments, ends, times_ns)
+            cut = cut or not ended
+        except UndecodableError as error:
+            if status == 200:
+                answer.failure = "encoded_answer"
+                answer.message = _text(b"the body comes as " + coding) + f": {error}"
+                return answer
     if status != 200:
         answer.message = _text(body)
         answer.failure = error_kind(answer.message, f"http_{status}")
         return answer
-    if encoding := encoding_of(headers):
-        answer.failure = "encoded_answer"
-        answer.message = _text(b"the body comes as " + encoding + b", which was not asked for")
-        return answer
     content_type = headers.get(b"content-type", b"text/event-stream")
-    if b"event-stream" not in content_type:
+    tokens = Tokens(sequences)
+    begins = body[:64].lstrip()
+    if begins.startswith((b"{", b"[")) and (stated := _read_whole(body, tokens)) is not None:
+        stated_kind, answer.message = stated
+    elif b"event-stream" in content_type or b"json" in content_type or begins.startswith(_STREAM_BEGINS):
+        stated_kind, answer.message = _read_events(with_plain_lines(body), tokens, cut)
+    else:
         answer.message = _text(content_type + b": " + body)
         answer.failure = error_kind(answer.message, "wrong_content_type")
         return answer
-    tokens = Tokens(sequences)
-    arrivals = _Arrivals(segments, ends, times_ns)
-    cut = bool(broken) or not whole
-    stated = _read_events(body, arrivals, tokens, answer, output_tokens=output_tokens, cut=cut)
-    answer.method, answer.input_tokens = tokens.method, tokens.input_tokens
+    _settle(answer, tokens, arrivals, output_tokens, sent_ns)
     answer.response_id = _clean(tokens.response_id, ID_LENGTH)
-    if stated:
-        answer.failure = stated
-    elif not answer.failure:
-        if not (whole and sound):
-            answer.failure = "bad_http"
-        else:
-            _check_lengths(answer, tokens, output_tokens, may_end_early)
+    answer.failure = stated_kind or answer.failure or ("" if whole and sound else "bad_http")
+    if not answer.failure:
+        _check_end(answer, tokens, output_tokens, body)
     return answer
 
 
-class _Arrivals:
-    """When bytes of the body arrived; must be asked with rising offsets."""
-
-    __slots__ = ("_ends", "_piece", "_segment", "_segments", "_times_ns")
-
-    def __init__(self, segments: Segments, ends: Sequence[int], times_ns: Sequence[int]) -> None:
-        self._segments, self._ends, self._times_ns = segments, ends, times_ns
-        self._segment = self._piece = 0
-
-    def at(self, offset: int) -> int:
-        """Return when the byte at `offset` of the body arrived [ns]."""
-        segments, segment = self._segments, self._segment
-        while segment + 1 < len(segments) and segments[segment + 1][0] <= offset:
-            segment += 1
-        self._segment = segment
-        in_body, in_stream = segments[segment]
-        position = offset - in_body + in_stream
-        ends, piece = self._ends, self._piece
-        while ends[piece] <= position:
-            piece += 1
-        self._piece = piece
-        return self._times_ns[piece]
+_raw_decode = json.JSONDecoder(strict=False).raw_decode
 
 
-def events(body: bytes, cut: bool = False) -> Iterator[tuple[bytes, int]]:
-    """Yield (data, offset of its last byte) for every line of data of a stream of server-sent events.
+def _parsed(data: bytes) -> Any:
+    """Return what the JSON says.
 
-    A line that is no field of this format is yielded as it stands behind a b"?". With `cut`, a last line
-    without an end is dropped: its rest never came.
+    Raises:
+        ValueError: it is none, or not all of it.
+        RecursionError: it is nested too deeply.
     """
-    at, end = 0, len(body)
-    while at < end:
-        newline = body.find(b"\n", at)
-        if newline < 0:
-            if cut:
-                return
-            newline = end
-        line = body[at:newline].rstrip(b"\r")
-        last = min(newline, end - 1)
-        at = newline + 1
-        if line.startswith(b"data:"):
-            yield line[5:].strip(), last
-        elif line and not line.startswith((b":", b"event:", b"id:", b"retry:")):
-            yield b"?" + line, last
+    text = data.decode("utf-8", "replace")
+    payload, end = _raw_decode(text)
+    if end != len(text):
+        raise ValueError("more than one JSON")
+    return payload
 
 
-def _read_events(
-    body: bytes, arrivals: _Arrivals, tokens: Tokens, answer: Reading, *, output_tokens: int, cut: bool
-) -> str:
-    """Read all events into `tokens` and `answer`; return the fault that the stream states, or ""."""
-    token_ns, loads, feed = answer.token_ns, json.loads, tokens.feed
-    arrivals_of: list[int] = []
-    carried: list[int] = []
-    fault = ""
-    counted = lines = 0
+def _read_whole(body: bytes, tokens: Tokens) -> tuple[str, str] | None:
+    """Read an answer that is one object, not streamed; return the fault that it states and its words.
+
+    None: it is no such thing. The answer is there when its last byte is.
+    """
+    try:
+        payload = _parsed(body.strip())
+        usage = payload.pop("usage", None) if type(payload) is dict else None
+        known = tokens.feed(payload, len(body) - 1)
+        tokens.feed({"choices": [], "usage": usage})
+    except StreamError as error:
+        message = _clean(str(error), LONGEST_MESSAGE)
+        return error_kind(message, "error_in_answer"), message
+    except RecursionError as error:
+        return "bad_json", _text(str(error).encode() + b": " + body)
+    except ValueError:
+        return None
+    tokens.whole = True
+    return ("", "") if known else ("wrong_content_type", _text(body))
+
+
+def _read_events(body: bytes, tokens: Tokens, cut: bool) -> tuple[str, str]:
+    """Read all events of a stream; return the fault that it states, or "", and its words."""
+    feed, parsed = tokens.feed, _parsed
+    lines = 0
     pending = b""
-    for data, last in events(body, cut):
+    for data, last, sort in events(body, cut):
+        if sort == ERROR:
+            message = _error_text(data)
+            return error_kind(message, "error_in_stream"), message
         if data == b"[DONE]":
-            break
-        if data.startswith(b"?"):
-            # llama.cpp before 2025 states errors as a field of their own.
-            is_error = data.startswith(b"?error:")
-            answer.message = _text(data[1:])
-            fault = error_kind(answer.message, "error_in_stream") if is_error else "bad_sse"
+            tokens.done = True
             break
         try:
-            payload = loads(pending + data)
+            feed(parsed(pending + data if pending else data), last)
+        except StreamError as error:
+            message = _clean(str(error), LONGEST_MESSAGE)
+            return error_kind(message, "error_in_stream"), message
         except ValueError:
+            if sort == OTHER:
+                continue
             # Data may go on over several lines, to an empty one; what is no JSON then is garbage.
             pending += data + b"\n"
             lines += 1
-            if lines == MAX_LINES or body.startswith((b"\n", b"\r\n"), last + 1):
+            if lines == MAX_LINES or ends_at(body, last):
                 break
             continue
         except RecursionError as error:
-            fault = _misread(answer, error, data)
-            break
-        pending, lines = b"", 0
-        try:
-            new = feed(payload)
-        except StreamError as error:
-            answer.message = _clean(str(error), MESSAGE_LENGTH)
-            fault = error_kind(answer.message, "error_in_stream")
-            break
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            fault = _misread(answer, error, data)
-            break
-        total = sum(tokens.counts) if len(tokens.counts) > 1 else tokens.counts[0]
-        if total > counted:
-            counted = total
-            answer.last_ns = arrivals.at(last)
-            if new:
-                arrivals_of.append(answer.last_ns)
-                carried.append(new)
-    if pending and not fault and not cut:
-        answer.message = _text(pending)
-        fault = "bad_sse"
-    if not fault and not cut:
-        _spread_uncounted(tokens, carried)
-    answer.chunks = len(carried)
-    answer.merged = sum(count > 1 for count in carried)
-    if sum(carried) > output_tokens:
-        carried = list(_first(carried, output_tokens))
-    for arrived_ns, count in zip(arrivals_of, carried, strict=True):
-        token_ns.extend([arrived_ns] * count)
-    return fault
+            return "bad_sse", _text(str(error).encode() + b": " + data)
+        if pending:
+            pending, lines = b"", 0
+    if pending and not cut:
+        return "bad_sse", _text(pending)
+    return "", ""
 
 
-def _spread_uncounted(tokens: Tokens, carried: list[int]) -> None:
-    """Where only the answer's total is known, and chunks were fewer: spread the rest evenly over them."""
-    if tokens.method != "chunks" or not carried or len(tokens.counts) != 1 or not tokens.total:
-        return
-    missing = tokens.total - tokens.counts[0]
-    if missing <= 0:
-        return
-    tokens.method = "total"
-    tokens.counts[0] = tokens.total
-    each, extra = divmod(missing, len(carried))
-    for i in range(len(carried)):
-        carried[i] += each + (i * extra // len(carried) != (i + 1) * extra // len(carried))
+def _error_text(data: bytes) -> str:
+    """Return what an event that is an error says."""
+    try:
+        payload = _parsed(data)
+    except (ValueError, RecursionError):
+        return _text(data)
+    if type(payload) is dict:
+        return _clean(message_of(payload.get("error") or payload), LONGEST_MESSAGE)
+    return _text(data)
 
 
-def _first(counts: list[int], total: int) -> Iterator[int]:
-    """Yield the counts, cut where their sum would exceed this total."""
-    for count in counts:
-        yield min(count, total)
-        total -= min(count, total)
-
-
-def _check_lengths(answer: Reading, tokens: Tokens, output_tokens: int, may_end_early: bool) -> None:
-    fewest, most = min(tokens.counts), max(tokens.counts)
-    if most > output_tokens:
-        answer.failure = "too_many_tokens"
-    elif fewest < output_tokens:
-        if may_end_early and fewest > 0 and tokens.finish == "stop":
-            answer.ended_early = True
+def _settle(answer: Reading, tokens: Tokens, arrivals: Arrivals, output_tokens: int, sent_ns: int) -> None:
+    """Decide how many tokens came when."""
+    rows = tokens.rows
+    at = arrivals.at
+    times_ns = [at(row[0]) for row in rows]
+    counted = settle(tokens, times_ns, output_tokens, sent_ns)
+    answer.method = "not_streamed" if tokens.whole and tokens.final and counted.method else counted.method
+    answer.hidden_tokens = counted.hidden
+    length = counted.most if not counted.beside else counted.most - counted.hidden
+    answer.ended_early = counted.fewest < output_tokens
+    answer.longer_than_asked = length > output_tokens
+    timed, token_ns = counted.timed, answer.token_ns
+    thought_ns = -1
+    for (_, sequence, _, kind, *_), count, time_ns in zip(rows, counted.counts, times_ns, strict=True):
+        if not count:
+            continue
+        answer.last_ns = time_ns
+        if sequence != timed:
+            continue
+        answer.chunks += 1
+        if count == 1:
+            token_ns.append(time_ns)
         else:
-            answer.failure = "too_few_tokens"
-    if answer.failure:
-        answer.message = f"asked for {output_tokens} tokens, got {fewest}" + (
-            f" to {most}" if most > fewest else ""
+            answer.merged += 1
+            token_ns.extend([time_ns] * count)
+        if kind & THOUGHT:
+            thought_ns = time_ns
+            answer.thinking_tokens += 0 if kind & ANSWER else count
+        if kind & ANSWER and thought_ns >= 0 and answer.first_answer_ns < 0:
+            answer.first_answer_ns = time_ns
+    _read_prompt(answer, tokens)
+
+
+def _read_prompt(answer: Reading, tokens: Tokens) -> None:
+    """Read what the server says of the prompt: its tokens, and how many of them it had in its cache."""
+    cached = number(tokens.cached)
+    for usage in (tokens.final, tokens.usage, tokens.opening):
+        if usage is None:
+            continue
+        stated = usage.get("prompt_tokens")
+        prompt = number(usage.get("input_tokens") if stated is None else stated)
+        if answer.input_tokens is None and prompt >= 0:
+            answer.input_tokens = prompt
+        for name in ("prompt_tokens_details", "input_tokens_details"):
+            if cached < 0 and type(details := usage.get(name)) is dict:
+                cached = number(details.get("cached_tokens"))
+        if cached < 0:
+            cached = number(usage.get("prompt_cache_hit_tokens"))  # DeepSeek
+    answer.cached_tokens = cached if cached >= 0 else None
+
+
+def _check_end(answer: Reading, tokens: Tokens, output_tokens: int, body: bytes) -> None:
+    """See whether an answer that nothing speaks against has output, and ends as answers end."""
+    if not answer.token_ns:
+        answer.failure = "no_tokens"
+        hidden = f"{answer.hidden_tokens} hidden tokens and " if answer.hidden_tokens else ""
+        answer.message = f"{hidden}no output in: " + (_text(body) or "(nothing)")
+    elif answer.ended_early and not (tokens.done or tokens.finish or _usage_ends(tokens)):
+        answer.failure = "truncated_stream"
+        got = len(answer.token_ns)
+        answer.message = (
+            f"the stream ended after {got} of {output_tokens} tokens without finish_reason, usage or [DONE]"
         )
 
 
-def _misread(answer: Reading, error: Exception, data: bytes) -> str:
-    answer.message = _text(_clean(str(error), MESSAGE_LENGTH).encode() + b": " + data)
-    return "bad_sse"
+def _usage_ends(tokens: Tokens) -> bool:
+    """Whether the total came at the end, and only there."""
+    if tokens.final is not None:
+        return True
+    stated = {row[5] for row in tokens.rows if row[5] > 0}
+    return len(stated) == 1 and tokens.rows[-1][5] > 0 and tokens.rows[0][5] <= 0
 
 
 def _text(data: bytes) -> str:
-    return data[:MESSAGE_LENGTH].decode("utf-8", "replace")
+    return data[:LONGEST_MESSAGE].decode("utf-8", "replace")
 
 
 def _clean(text: str, length: int) -> str:

@@ -13,6 +13,8 @@ from llmpilot.schema import exactly
 TTFT_MS, ITL_MS = 50.0, 20.0  # where the level has no latencies to go by
 INEXACT = {
     "chunks": "the server gave no token counts: each chunk is taken for one token",
+    "capped": "the server gave no token counts, and more chunks than tokens were asked for",
+    "visible": "the server counted far more tokens than it showed: the rest is taken for hidden thoughts",
     "total": "the server counted tokens only at the end: how they are spread within an answer is not known",
 }
 

@@ -12,7 +12,7 @@ HEAD = (
 )
 
 
-def read(events: list[bytes], output_tokens: int, sequences: int = 1, may_end_early: bool = False) -> Reading:
+def read(events: list[bytes], output_tokens: int, sequences: int = 1) -> Reading:
     """Read events of which each came as a chunk and a piece of its own, event i at i milliseconds."""
     pieces = [HEAD] + [b"%x\r\n%b\r\n" % (len(e), e) for e in events] + [b"0\r\n\r\n"]
     ends = [sum(map(len, pieces[: i + 1])) for i in range(len(pieces))]
@@ -23,7 +23,6 @@ def read(events: list[bytes], output_tokens: int, sequences: int = 1, may_end_ea
         times_ns,
         output_tokens=output_tokens,
         sequences=sequences,
-        may_end_early=may_end_early,
     )
 
 
@@ -91,7 +90,8 @@ def test_vllm_sequences_are_counted_each_by_itself() -> None:
     assert answer.failure == ""
     assert token_ms(answer) == [1, 2]
     assert answer.last_ns == 3_000_000
-    assert read(events[:3] + events[4:], 2, sequences=2).failure == "too_few_tokens"
+    short = read(events[:3] + events[4:], 2, sequences=2)
+    assert (short.failure, short.ended_early, token_ms(short)) == ("", True, [1, 2])
 
 
 def test_vllm_chat_role_chunk_is_no_token() -> None:
@@ -137,7 +137,7 @@ USAGE = ',"usage":{"completion_tokens":4,"prompt_tokens":4,"total_tokens":8}'
 def test_llamacpp_last_chunk_is_no_token() -> None:
     events = [llamacpp(" a", None), llamacpp(" b", None), llamacpp(" c", None), llamacpp(" d", None)]
     answer = read([*events, llamacpp("", 4, '"length"', USAGE), DONE], 4)
-    assert (answer.failure, answer.method, token_ms(answer)) == ("", "chunks", [0, 1, 2, 3])
+    assert (answer.failure, answer.method, token_ms(answer)) == ("", "chunks_confirmed", [0, 1, 2, 3])
 
 
 def test_llamacpp_timings_count_tokens_that_hide_behind_partial_characters() -> None:
@@ -179,7 +179,7 @@ def test_tgi_last_token_carries_the_usage() -> None:
     answer = read([tgi(" a"), tgi(" b"), tgi(" c", "length", usage), DONE], 3)
     assert (answer.failure, answer.method, token_ms(answer), answer.input_tokens) == (
         "",
-        "chunks",
+        "chunks_confirmed",
         [0, 1, 2],
         4,
     )
@@ -201,9 +201,8 @@ def test_openai_completion_counts_chunks_and_may_stop_early() -> None:
         shared + b'[],"usage":{"prompt_tokens":4,"completion_tokens":2,"total_tokens":6}}\n\n',
         DONE,
     ]
-    assert read(events, 5).failure == "too_few_tokens"
-    answer = read(events, 5, may_end_early=True)
-    assert (answer.failure, answer.method, token_ms(answer)) == ("", "chunks", [0, 1])
+    answer = read(events, 5)
+    assert (answer.failure, answer.method, token_ms(answer)) == ("", "chunks_confirmed", [0, 1])
     assert answer.ended_early
 
 
@@ -221,7 +220,7 @@ def test_openai_chat() -> None:
         DONE,
     ]
     answer = read(events, 2)
-    assert (answer.failure, answer.method, token_ms(answer)) == ("", "chunks", [1, 2])
+    assert (answer.failure, answer.method, token_ms(answer)) == ("", "chunks_confirmed", [1, 2])
 
 
 # sse-starlette, in front of many Python servers: lines end in CRLF, comments keep the connection alive.

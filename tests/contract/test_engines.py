@@ -23,6 +23,7 @@ from llmpilot.engine.trtllm import TrtllmEngine
 from llmpilot.engine.vllm import VllmEngine
 from llmpilot.errors import PilotError
 from llmpilot.openai_client.counting import Tokens
+from llmpilot.openai_client.settling import Counted, settle
 
 ASSIGNMENT = Assignment(
     catalog.models()["starcoder"], catalog.gpus()["a100"], 6000, 300, host="127.0.0.1", port=4711
@@ -226,9 +227,11 @@ def test_first_cause_goes_before_what_followed_from_it() -> None:
     assert len(words) == 10
 
 
-def feed(sequences: int, *payloads: Any) -> tuple[Tokens, list[int]]:
+def counted(sequences: int, *payloads: Any) -> Counted:
     tokens = Tokens(sequences)
-    return tokens, [tokens.feed(payload) for payload in payloads]
+    for payload in payloads:
+        tokens.feed(payload)
+    return settle(tokens, range(len(tokens.rows)), 3, 0)
 
 
 def llamacpp_chunk(text: str, n: int, index: int = 0, finish: str | None = None) -> dict[str, Any]:
@@ -241,12 +244,10 @@ def llamacpp_chunk(text: str, n: int, index: int = 0, finish: str | None = None)
 def test_llamacpp_counts_by_its_timings_and_ends_with_an_empty_chunk() -> None:
     last = llamacpp_chunk("", 3, finish="length")
     last["usage"] = {"completion_tokens": 3, "prompt_tokens": 4, "total_tokens": 7}
-    tokens, new = feed(1, llamacpp_chunk("ip", 1), llamacpp_chunk("kfnk", 3), last)
-    assert new == [1, 2, 0]
-    assert (tokens.method, tokens.counts, tokens.finish) == ("timings", [3], "length")
+    said = counted(1, llamacpp_chunk("ip", 1), llamacpp_chunk("kfnk", 3), last)
+    assert (said.method, said.counts) == ("timings", [1, 2, 0])
 
 
 def test_llamacpp_begins_the_answer_to_several_prompts_with_null() -> None:
-    tokens, new = feed(2, None, llamacpp_chunk("mb", 1, index=1), llamacpp_chunk("pg", 1))
-    assert new == [0, 0, 1]
-    assert tokens.counts == [1, 1]
+    said = counted(2, None, llamacpp_chunk("mb", 1, index=1), llamacpp_chunk("pg", 1))
+    assert (said.method, said.counts, said.fewest) == ("timings", [1, 1], 1)

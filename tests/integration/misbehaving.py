@@ -126,6 +126,14 @@ def ending(end: bytes, missing: int = 0) -> Way:
     return way
 
 
+def encoded(coding: bytes, encode: Callable[[bytes], bytes]) -> Way:
+    async def way(_writer: Writer, n: int) -> AsyncIterator[bytes]:
+        body = encode(event() * n + DONE)
+        yield SSE + b"Content-Encoding: %b\r\nContent-Length: %d\r\n\r\n%b" % (coding, len(body), body)
+
+    return way
+
+
 def counting(usage: dict[str, Any]) -> Way:
     """Every chunk states this usage."""
 
@@ -192,7 +200,8 @@ WAYS: dict[str, tuple[Way, str]] = {
         "out_of_memory",
     ),
     "html": (answering(whole("200 OK", "text/html", b"<html>")), "wrong_content_type"),
-    "json": (answering(whole("200 OK", "application/json", b'{"choices": []}')), "wrong_content_type"),
+    "json": (answering(whole("200 OK", "application/json", b'{"choices": []}')), "no_tokens"),
+    "other json": (answering(whole("200 OK", "application/json", b'{"hello": 1}')), "wrong_content_type"),
     "garbage for http": (answering(b"SSH-2.0-OpenSSH\r\n\r\n"), "bad_http"),
     "garbage for sse": (ending(chunk(b"data: {'no': json}\n\n") + chunk(b""), 1), "bad_sse"),
     "half a line": (ending(chunk(event()[:40]) + chunk(b""), 1), "bad_sse"),
@@ -200,7 +209,7 @@ WAYS: dict[str, tuple[Way, str]] = {
         answering(CHUNKED + chunk(event()) + chunk(event()[:40]) + chunk(b"")),
         "bad_sse",
     ),
-    "not our json": (ending(chunk(b'data: {"hello": 1}\n\n') + chunk(b""), 1), "bad_sse"),
+    "not our json": (ending(chunk(b'data: {"hello": 1}\n\n') + chunk(b""), 1), "truncated_stream"),
     "bad chunk": (ending(b"xyz\r\nhello\r\n0\r\n\r\n", 1), "bad_http"),
     "error mid-stream": (
         ending(chunk(b"data: " + as_error("slot died") + b"\n\n") + chunk(b""), 2),
@@ -210,22 +219,19 @@ WAYS: dict[str, tuple[Way, str]] = {
         ending(chunk(b"data: " + as_error("CUDA out of memory") + b"\n\n") + chunk(b""), 2),
         "out_of_memory",
     ),
-    "too few": (ending(chunk(DONE) + chunk(b""), 1), "too_few_tokens"),
-    "too many": (ending(chunk(event(3)) + chunk(DONE) + chunk(b"")), "too_many_tokens"),
+    "too few": (ending(chunk(DONE) + chunk(b""), 1), ""),
+    "too many": (ending(chunk(event(3)) + chunk(DONE) + chunk(b"")), ""),
+    "whole, but too short and with no end": (ending(chunk(b""), 1), "truncated_stream"),
     "endless": (endless, "endless_answer"),
-    "encoded": (
-        answering(
-            SSE
-            + b"Content-Encoding: gzip\r\nConnection: close\r\nContent-Length: 20\r\n\r\n"
-            + gzip.compress(b"")
-        ),
-        "encoded_answer",
-    ),
-    "counts infinitely many": (counting({"completion_tokens": float("inf")}), "bad_sse"),
-    "counts fewer than none": (counting({"completion_tokens": -1}), "bad_sse"),
-    "counts billions": (counting({"completion_tokens": 3_000_000_000}), "bad_sse"),
-    "counts in words": (counting({"prompt_tokens": "64"}), "bad_sse"),
-    "counts beyond 64 bits": (counting({"prompt_tokens": 2**70}), "bad_sse"),
+    "gzip": (encoded(b"gzip", gzip.compress), ""),
+    "gzip that is none": (encoded(b"gzip", lambda data: data), "encoded_answer"),
+    "gzip of nothing": (encoded(b"gzip", lambda _: gzip.compress(b"")), "no_tokens"),
+    "encoded": (encoded(b"br", lambda data: data), "encoded_answer"),
+    "counts infinitely many": (counting({"completion_tokens": float("inf")}), ""),
+    "counts fewer than none": (counting({"completion_tokens": -1}), ""),
+    "counts billions": (counting({"completion_tokens": 3_000_000_000}), ""),
+    "counts in words": (counting({"prompt_tokens": "64"}), ""),
+    "counts beyond 64 bits": (counting({"prompt_tokens": 2**70}), ""),
     "nested deeply": (ending(chunk(b"data: " + b"[" * 100_000 + b"\n\n") + chunk(b"")), "bad_sse"),
     "half a character": (
         ending(chunk(b'data: {"error": "\\ud800 boo"}\n\n') + chunk(b"")),
@@ -236,7 +242,7 @@ WAYS: dict[str, tuple[Way, str]] = {
         "bad_http",
     ),
     "length of many digits": (answering(SSE + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n"), "bad_http"),
-    "none": (answering(CHUNKED + chunk(DONE) + chunk(b"")), "too_few_tokens"),
+    "none": (answering(CHUNKED + chunk(DONE) + chunk(b"")), "no_tokens"),
 }
 """Every way, and the failure's kind that it must be counted under ("" for a success)."""
 

@@ -20,8 +20,8 @@ def event(ids: list[int], text: str) -> bytes:
 @st.composite
 def answers(draw: st.DrawFn) -> tuple[bytes, list[int], list[int]]:
     """Return a whole answer, how many tokens each of its events carries, and where in it each event ends."""
-    carried = draw(st.lists(st.integers(0, 3), min_size=1, max_size=8))
-    events = [event([5] * n, draw(JSON_TEXT)) for n in carried]
+    carried = draw(st.lists(st.integers(0, 3), min_size=1, max_size=8).filter(any))
+    events = [event([5] * n, draw(JSON_TEXT) if n else "") for n in carried]
     body = b"".join(events) + b"data: [DONE]\n\n"
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
     ends, at = [], 0
