@@ -6,6 +6,7 @@ from llmpilot.simulator.schedulers import SglangRule, TrtllmRule, VllmRule
 from llmpilot.simulator.scheduling import Outcome
 from llmpilot.simulator.service import SteppedService, TgisService, VirtualService
 from llmpilot.simulator.steptime import StepTimes
+from llmpilot.simulator.turns import converse_closed, converse_open
 from llmpilot.simulator.virtual import (
     RequestSource,
     SimulatedRequests,
@@ -28,6 +29,8 @@ __all__ = [
     "TrtllmRule",
     "VirtualService",
     "VllmRule",
+    "converse_closed",
+    "converse_open",
     "simulate_closed",
     "simulate_finite",
     "simulate_open",

@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 from llmpilot.simulator.batch import Batch, StepTime
+from llmpilot.simulator.prefix_cache import Content
 
 STRAIGHT_STEPS = 64
 """Over so many decode steps the step time is a straight line in the context, whatever the context is; over
@@ -30,12 +31,14 @@ class Sequence:
     The times are the clock's notes [ms], -1 for what has not come. The steps count decode steps. Whoever was
     preempted has in `earlier` what came before: for each time that it ran, when its first token came, and
     the decode steps after which it joined and left. Its client sees its tokens `late_ms` after they came.
+    With `content`, a prefix cache may know its beginning: `hits` tokens when it was first let in, else -1.
     """
 
     __slots__ = (
         "blocks",
         "cached",
         "computed",
+        "content",
         "copies",
         "done_ms",
         "earlier",
@@ -44,6 +47,7 @@ class Sequence:
         "first_step",
         "first_token_ms",
         "generated",
+        "hits",
         "index",
         "input_tokens",
         "last_step",
@@ -72,6 +76,8 @@ class Sequence:
         self.earlier: list[tuple[float, int, int]] | None = None
         self.generated = self.computed = self.cached = self.blocks = 0
         self.target = input_tokens
+        self.content: Content | None = None
+        self.hits = -1
 
 
 class Step(NamedTuple):

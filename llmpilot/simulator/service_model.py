@@ -60,6 +60,7 @@ def _rule(model: Model, settings: ServiceSettings) -> SchedulingRule:
         "block_size": settings.block_size,
         "chunked_prefill": settings.chunked_prefill,
         "prefix_hit_share": settings.prefix_hit_share,
+        "prefix_caching": settings.prefix_caching,
         "overlapped": settings.overlapped,
         "max_positions": model.max_positions,
     }
@@ -68,7 +69,7 @@ def _rule(model: Model, settings: ServiceSettings) -> SchedulingRule:
         return SglangRule.model_validate(common | whole)
     if settings.engine == "trtllm":
         return TrtllmRule.model_validate(common)
-    return VllmRule.model_validate(common | {"prefix_caching": settings.prefix_caching})
+    return VllmRule.model_validate(common)
 
 
 _kept: OrderedDict[tuple[str, str, ServiceSettings], OperatorStepTimes] = OrderedDict()

@@ -55,7 +55,7 @@ class ServiceSettings(Facts):
     block_size: PositiveInt
     chunked_prefill: bool = True
     prefix_caching: bool = True
-    """Whether blocks of a request that lost its place are found again."""
+    """Whether blocks of a request that lost its place, and prefixes of conversations, are found again."""
     prefix_hit_share: Share = 0.0
     memory_share: Share
     reserve_gb_per_gpu: NonNegative | None = None

@@ -1,8 +1,9 @@
-"""The blocks of a paged KV cache: how many are free, and which of them still hold what was preempted."""
+"""The blocks of a paged KV cache: how many are free, and which of them still hold what is wanted again."""
 
 from collections import deque
 from dataclasses import dataclass
 
+from llmpilot.simulator.prefix_cache import Keys, PrefixCache
 from llmpilot.simulator.scheduling import Sequence
 
 
@@ -64,3 +65,67 @@ class Blocks:
             freed.whose = None
             freed.count -= count
             self.free -= count
+
+
+class PrefixBlocks(PrefixCache):
+    """Blocks in whose content sequences find the beginnings of their prompts (`Sequence.content`).
+
+    Of a sequence whose content is known, the first pages are in use by it under their keys; the rest of what
+    it holds is a number of blocks, as is all of a sequence whose content is not.
+    """
+
+    def __init__(self, total: int, block_size: int, blocks_per_page: int) -> None:
+        super().__init__(total, blocks_per_page)
+        self.page_tokens = block_size * blocks_per_page
+        self._keys: dict[Sequence, Keys] = {}
+        self._used: dict[Sequence, int] = {}  # pages
+
+    def know(self, sequence: Sequence) -> None:
+        """Take note of what a sequence that is new holds."""
+        if sequence.content is not None and sequence.copies == 1:
+            self._keys[sequence] = sequence.content.page_keys(self.page_tokens)
+            self._used[sequence] = 0
+
+    def knows(self, sequence: Sequence) -> bool:
+        """Whether the content of a sequence that waits or runs is known."""
+        return sequence in self._keys
+
+    def kept(self, sequence: Sequence) -> int:
+        """Return how many blocks of a waiting sequence's prompt are found: never its last token's."""
+        return self.found(self._first(sequence)) * self.blocks_per_page
+
+    def needs_not(self, sequence: Sequence) -> int:
+        """Return how many blocks a waiting sequence needs not, as it finds them in use by others."""
+        return self.in_use(self._first(sequence)) * self.blocks_per_page
+
+    def take_kept(self, sequence: Sequence, count: int) -> None:
+        """Let the sequence use the first `count` blocks that it found."""
+        if count:
+            pages = self._used[sequence] = count // self.blocks_per_page
+            self.use(self._keys[sequence][:pages])
+
+    def computed(self, sequence: Sequence, tokens: int) -> None:
+        """Let others find the whole pages of a sequence's first `tokens` tokens."""
+        keys = self._keys.get(sequence)
+        if keys is not None and (pages := tokens // self.page_tokens) > self._used[sequence]:
+            self.fill(keys[self._used[sequence] : pages])
+            self._used[sequence] = min(pages, len(keys))
+
+    def release(self, sequence: Sequence, held: int, tokens: int) -> None:
+        """Free the `held` blocks of a sequence; pages of its first `tokens` tokens are kept for others."""
+        self.computed(sequence, tokens)
+        used = self._used[sequence]
+        self.give(held - used * self.blocks_per_page)
+        self.leave(self._keys[sequence][:used])
+        self._used[sequence] = 0
+
+    def own(self, sequence: Sequence, held: int) -> int:
+        """Return how many of a sequence's `held` blocks it alone uses."""
+        return held - self.shared(self._keys[sequence][: self._used[sequence]]) * self.blocks_per_page
+
+    def forget(self, sequence: Sequence) -> None:
+        """Forget a sequence that will not come back."""
+        del self._keys[sequence], self._used[sequence]
+
+    def _first(self, sequence: Sequence) -> Keys:
+        return self._keys.get(sequence, ())[: (sequence.target - 1) // self.page_tokens]

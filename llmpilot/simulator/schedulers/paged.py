@@ -6,17 +6,21 @@ from pydantic import PositiveInt
 
 from llmpilot.schema import Facts, Share
 from llmpilot.simulator.batch import Batch
-from llmpilot.simulator.schedulers.blocks import Blocks
+from llmpilot.simulator.schedulers.blocks import Blocks, PrefixBlocks
 from llmpilot.simulator.schedulers.decoding import Decoding
 from llmpilot.simulator.scheduling import Ended, Gauges, Sequence, Step
 
 NO_LIMIT = 1 << 60
+LEAST_PAGE_TOKENS = 16
+"""Prefixes are found in pages of a block, but of so many tokens at least: an engine whose blocks are single
+tokens (SGLang) finds up to 15 more."""
 
 
 class PagedRule(Facts):
     """Settings that decide who is in a step, under vLLM's names whatever the engine calls them.
 
-    `prefix_hit_share` of every prompt is in the cache already: it is not computed, but needs blocks.
+    `prefix_hit_share` of every prompt is in the cache already: it is not computed, but needs blocks. With
+    `prefix_caching`, prompts whose content is known are found as far as others left them in the cache.
     `overlapped`: a step is composed while the one before it runs, so who arrived, or whose place became free,
     during that one waits for the step after it.
     """
@@ -26,6 +30,7 @@ class PagedRule(Facts):
     block_size: PositiveInt
     chunked_prefill: bool
     prefix_hit_share: Share = 0.0
+    prefix_caching: bool = True
     overlapped: bool = True
     max_positions: PositiveInt | None = None
 
@@ -42,10 +47,13 @@ class PagedScheduler:
 
     grows = True
     """Whether a sequence that decodes takes blocks as its tokens come, or has them all from the beginning."""
+    finds_at_once = False
+    """Whether others find a prompt in the step that computes it, or only when that is over."""
 
     def __init__(self, rule: PagedRule, kv_capacity_tokens: int) -> None:
         self.capacity, self.block_size = kv_capacity_tokens, rule.block_size
-        self.blocks = Blocks(kv_capacity_tokens // rule.block_size)
+        self.blocks: Blocks | PrefixBlocks = Blocks(kv_capacity_tokens // rule.block_size)
+        self.prefixes: PrefixBlocks | None = None  # the same, once somebody's content is known
         self.waiting: deque[Sequence] = deque()
         self.running: dict[Sequence, None] = {}  # in the order of admission
         self.decoding = Decoding(rule.block_size)
@@ -57,6 +65,7 @@ class PagedScheduler:
         # With `overlapped`, what the next step was composed without knowing.
         self._door: list[Sequence] = []
         self._late_blocks = self._late_places = 0
+        self._late_known: list[tuple[Sequence, int]] = []  # and what they hold
 
     def compose(self) -> Step | None:
         """Return the next step, out of `batch`, or None."""
@@ -72,7 +81,9 @@ class PagedScheduler:
         tokens = sequence.input_tokens + sequence.output_tokens
         if tokens > self._paged.longest_request_tokens(self.capacity, sequence.copies):
             return False
-        if self._paged.prefix_hit_share:
+        if sequence.content is not None and self._paged.prefix_caching:
+            self._know(sequence)
+        elif self._paged.prefix_hit_share:
             hits = round(self._paged.prefix_hit_share * sequence.input_tokens)
             sequence.cached = min(hits, sequence.input_tokens - 1)
         if self._busy and self._paged.overlapped:
@@ -100,6 +111,10 @@ class PagedScheduler:
         self._door.clear()
         blocks, places = self._late_blocks, self._late_places
         self._late_blocks = self._late_places = 0
+        if self.prefixes is not None:
+            for sequence, held in self._late_known:
+                self._end_known(self.prefixes, sequence, held)
+            self._late_known.clear()
         if places:
             self.give(blocks, places)
 
@@ -117,6 +132,8 @@ class PagedScheduler:
                 self._release(sequence, decoding.blocks_of(sequence) if self.grows else sequence.blocks)
         for sequence, chunk in self.prefills.items():
             sequence.computed += chunk
+            if self.prefixes is not None and not self.finds_at_once:
+                self.prefixes.computed(sequence, sequence.computed)
             if sequence.computed < sequence.copies * sequence.target:
                 continue
             sequence.generated += 1
@@ -134,15 +151,19 @@ class PagedScheduler:
     def leave(self, sequence: Sequence) -> None:
         """Forget a request, wherever it is: its place is free from the next step on."""
         if sequence in self.running:
-            self.give(self._take_out(sequence), sequence.copies)
+            self._free(sequence, self._take_out(sequence), 0)
         else:
             self.blocks.take_kept(sequence, 0)
             (self._door if sequence in self._door else self.waiting).remove(sequence)
+        if self.prefixes is not None and self.prefixes.knows(sequence):
+            self.prefixes.forget(sequence)
 
     def gauges(self) -> Gauges:
         """Return how much runs and waits."""
         waiting = sum(sequence.copies for sequence in (*self.waiting, *self._door))
         held = self.blocks.total - self.blocks.free - self._late_blocks
+        if self.prefixes is not None:
+            held -= sum(self.prefixes.own(*known) for known in self._late_known)
         return Gauges(self.places - self._late_places, waiting, held * self.block_size)
 
     def batch_of(
@@ -181,6 +202,8 @@ class PagedScheduler:
         self.places += sequence.copies
         self.blocks.take_kept(sequence, kept)
         sequence.blocks, sequence.computed = kept, cached
+        if sequence.hits < 0:
+            sequence.hits = cached
         return self.prefill(sequence, chunk, blocks - kept)
 
     def prefill(self, sequence: Sequence, chunk: int, new_blocks: int) -> float:
@@ -189,6 +212,8 @@ class PagedScheduler:
         sequence.blocks += new_blocks
         self.prefills[sequence] = chunk
         copies, computed = sequence.copies, sequence.computed
+        if self.prefixes is not None and self.finds_at_once:
+            self.prefixes.computed(sequence, computed + chunk)
         self.partial = sequence if computed + chunk < copies * sequence.target else None
         return chunk * (2 * computed + chunk + copies) / (2 * copies)
 
@@ -204,12 +229,25 @@ class PagedScheduler:
             victim.first_step = -1
             victim.computed = copies * (victim.input_tokens + victim.generated - 1)
         full = copies * (victim.computed // copies // self.block_size)
-        if keep and full:
+        if self.prefixes is None and keep and full:
+            assert isinstance(self.blocks, Blocks)
             self.give(held - full, copies)
             self.blocks.give_kept(victim, full)
         else:
-            self.give(held, copies)
+            self._free(victim, held, victim.computed if keep else 0)
         victim.target = victim.input_tokens + victim.generated
+
+    def find(self, sequence: Sequence) -> int:
+        """Return how many blocks of a waiting sequence are in the cache; `cached` are their tokens."""
+        if self.prefixes is None or not self.prefixes.knows(sequence):
+            return 0
+        kept = self.prefixes.kept(sequence)
+        sequence.cached = kept * self.block_size
+        return kept
+
+    def missing(self, sequence: Sequence, blocks: int) -> int:
+        """Return how many of the blocks that a waiting sequence needs must be free: not those in use."""
+        return blocks if self.prefixes is None else blocks - self.prefixes.needs_not(sequence)
 
     def blocks_for(self, sequence: Sequence, tokens: int) -> int:
         """Return how many blocks `tokens` tokens need, those of all copies together."""
@@ -228,7 +266,33 @@ class PagedScheduler:
             self.partial = None
         return held
 
+    def _know(self, sequence: Sequence) -> None:
+        if self.prefixes is None:
+            taken = self.blocks.total - self.blocks.free
+            pages = max(1, LEAST_PAGE_TOKENS // self.block_size)
+            self.blocks = self.prefixes = PrefixBlocks(self.blocks.total, self.block_size, pages)
+            self.prefixes.take(taken)
+        self.prefixes.know(sequence)
+
+    def _free(self, sequence: Sequence, held: int, tokens: int) -> None:
+        """Free a sequence's place and blocks, of which those of its first `tokens` tokens can be found."""
+        if self.prefixes is not None and self.prefixes.knows(sequence):
+            self.prefixes.release(sequence, held, tokens)
+            held = 0
+        self.give(held, sequence.copies)
+
+    def _end_known(self, prefixes: PrefixBlocks, sequence: Sequence, held: int) -> None:
+        # The last token was not put back into the model: it is not in the cache.
+        prefixes.release(sequence, held, sequence.input_tokens + sequence.output_tokens - 1)
+        prefixes.forget(sequence)
+
     def _release(self, sequence: Sequence, blocks: int) -> None:
+        if self.prefixes is not None and self.prefixes.knows(sequence):
+            if self._paged.overlapped:
+                self._late_known.append((sequence, blocks))
+            else:
+                self._end_known(self.prefixes, sequence, blocks)
+            blocks = 0
         if self._paged.overlapped:
             self._late_blocks += blocks
             self._late_places += sequence.copies

@@ -123,11 +123,13 @@ class SglangScheduler(PagedScheduler):
         while waiting and tokens < budget:
             head = waiting[0]
             copies = head.copies
+            kept = self.find(head)
             whole = self.blocks_for(head, copies * head.target)
-            reserved = whole * self.block_size
+            needed = self.missing(head, whole)
+            reserved = needed * self.block_size
             reserved += copies * min(head.output_tokens - head.generated, LONGEST_RESERVED)
             # Whoever is alone fits.
-            fits = whole <= free and (reserved < room or not self.running)
+            fits = needed <= free and (reserved < room or not self.running)
             if not fits or self.places + copies > rule.max_num_seqs:
                 self._full = bool(self.running)
                 break
@@ -138,9 +140,9 @@ class SglangScheduler(PagedScheduler):
                     chunk = budget - tokens
                 elif tokens:  # a prompt longer than the budget has a step for itself
                     break
-            tokens, room, free = tokens + chunk, room - reserved, free - whole
+            tokens, room, free = tokens + chunk, room - reserved, free - needed
             # The blocks of a whole prompt are its own from its first chunk on: nothing decodes meanwhile.
-            pairs += self.admit(head, chunk, whole, cached=cached)
+            pairs += self.admit(head, chunk, whole, cached=cached, kept=kept)
         return tokens, pairs
 
     def _retract(self, retracted: list[Sequence]) -> None:

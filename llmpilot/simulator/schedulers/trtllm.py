@@ -55,14 +55,15 @@ class TrtllmScheduler(PagedScheduler):
         while waiting and self.partial is None:
             head = waiting[0]
             copies = head.copies
+            kept = self.find(head)
             blocks = self.blocks_for(head, copies * (head.input_tokens + head.output_tokens))
-            if self.places + copies > rule.max_num_seqs or blocks > self.blocks.free:
+            if self.places + copies > rule.max_num_seqs or self.missing(head, blocks) > self.blocks.free:
                 break
             chunk = self._chunk(head, copies * head.cached, budget - tokens)
             if not chunk:
                 break
             tokens += chunk
-            pairs += self.admit(head, chunk, blocks, cached=copies * head.cached)
+            pairs += self.admit(head, chunk, blocks, cached=copies * head.cached, kept=kept)
         return self.batch_of(tokens, pairs, [], decodes=True)
 
     def _chunk(self, sequence: Sequence, computed: int, budget: int) -> int:

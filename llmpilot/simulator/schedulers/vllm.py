@@ -28,7 +28,6 @@ class VllmRule(PagedRule):
 
     block_size: PositiveInt = 16
     chunked_prefill: bool = True
-    prefix_caching: bool = True
 
     @model_validator(mode="after")
     def _every_sequence_has_its_token(self) -> "VllmRule":
@@ -46,6 +45,8 @@ class VllmRule(PagedRule):
 
 class VllmScheduler(PagedScheduler):
     """The queue, the running batch and the blocks of one vLLM engine."""
+
+    finds_at_once = True
 
     def __init__(self, rule: VllmRule, kv_capacity_tokens: int) -> None:
         super().__init__(rule, kv_capacity_tokens)
@@ -71,7 +72,8 @@ class VllmScheduler(PagedScheduler):
             # Nobody is let in together with a preemption, but in the next step whoever fits.
             self.waiting.extendleft(preempted)
             head = self.waiting[0]
-            once = self.blocks_for(head, head.copies * head.target) <= self.blocks.free - needed
+            blocks = self.missing(head, self.blocks_for(head, head.copies * head.target))
+            once = blocks <= self.blocks.free - needed
         decodes = rule.chunked_prefill or not tokens
         return self.batch_of(tokens, pairs, preempted, decodes=decodes, once=once)
 
@@ -109,7 +111,8 @@ class VllmScheduler(PagedScheduler):
             total = copies * head.target
             if self.places + copies > rule.max_num_seqs:
                 break
-            if self.blocks_for(head, total) > blocks.free - reserve:
+            needed = self.blocks_for(head, total)
+            if needed > blocks.free - reserve and self.missing(head, needed) > blocks.free - reserve:
                 break
             kept = min(blocks.kept(head) // copies, (head.target - 1) // rule.block_size)
             cached = copies * max(head.cached, kept * rule.block_size)
