@@ -1,30 +1,37 @@
 """How far a service goes within its SLA: the last level that keeps it, and the first that breaks it.
 
-What it takes lies between the two. A ladder whose top keeps the SLA has shown a least number, not the most.
+What it takes lies between the two. A ladder whose top keeps the SLA has shown a least number, not the most;
+so has one that came to a level whose streams do not show what the SLA limits.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from llmpilot.config import Sla
-from llmpilot.metrics import Level, meets_sla
+from llmpilot.metrics import Level, breaks_sla, meets_sla
 
-EXACT, BETWEEN, AT_LEAST, BELOW = "exact", "between", "at_least", "below"
+EXACT, BETWEEN, AT_LEAST, BELOW, UNSEEN = "exact", "between", "at_least", "below", "unseen"
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """The last level within the SLA, going up, and the first that breaks it; None where there is none."""
+    """The last level within the SLA, going up, and the first that breaks it; None where there is none.
+
+    `unseen` is the first that is not known to do either, where the ladder came to it before one that breaks.
+    """
 
     kept: float | None
     broken: float | None
+    unseen: float | None = None
 
     def meaning(self, *, whole: bool) -> str:
         """Return what `kept` says of the most that the service takes; `whole` numbers leave no room between.
 
         exact: it is the most; between: the most lies from there to below `broken`; at_least: nothing that was
-        tried breaks the SLA; below: everything that was tried does.
+        tried breaks the SLA; below: everything that was tried does; unseen: at least that, if anything.
         """
+        if self.unseen is not None:
+            return UNSEEN
         if self.kept is None:
             return BELOW
         if self.broken is None:
@@ -33,14 +40,20 @@ class Boundary:
 
     def stated(self, *, whole: bool) -> dict[str, Any]:
         """Return it as the result has it."""
-        return {"level_max_is": self.meaning(whole=whole), "level_broken": self.broken}
+        return {
+            "level_max_is": self.meaning(whole=whole),
+            "level_broken": self.broken,
+            "level_unseen": self.unseen,
+        }
 
 
 def of_ladder(levels: list[Level], sla: Sla) -> Boundary:
     """Return the boundary that a ladder shows whose levels were measured once each."""
     kept = None
     for level in sorted(levels, key=lambda item: float(item["level"])):
-        if not meets_sla(level, sla):
+        if breaks_sla(level, sla):
             return Boundary(kept, level["level"])
+        if not meets_sla(level, sla):
+            return Boundary(kept, None, level["level"])
         kept = level["level"]
     return Boundary(kept, None)

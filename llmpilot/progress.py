@@ -7,7 +7,8 @@ from rich.progress import Progress as RichProgress
 
 from llmpilot.config import Load
 from llmpilot.console import err, note
-from llmpilot.metrics import Level
+from llmpilot.metrics import Level, kind_of, shows
+from llmpilot.report.words import STREAMS, figure_of, latency_figure
 from llmpilot.schema import exactly
 
 
@@ -43,14 +44,26 @@ class Progress:
     def end(self, level: Level) -> None:
         """A level has ended with these figures."""
         self._bar.advance(self._task)
-        ttft_ms, itl_ms = level["ttft_ms"]["p50"], level["itl_ms"]["p50"]
-        latencies = "no request succeeded" if ttft_ms is None else f"TTFT p50 {ttft_ms:.0f} ms"
-        latencies += "" if itl_ms is None else f", ITL p50 {itl_ms:.1f} ms"
+        latencies = _latencies(level)
         note(
             f"  {exactly(level['level'])} {self._unit}: {level['requests_ok']} requests ok, "
-            f"{level['requests_failed']} failed; {latencies}; {level['throughput_tok_s']:.0f} tokens/s"
+            f"{level['requests_failed']} failed; {latencies}; "
+            f"{figure_of(level['throughput_tok_s'], 0)} tokens/s"
             f"{_server(level.get('server', {}))}"
         )
+
+
+def _latencies(level: Level) -> str:
+    """Return the medians that its streams show, and how they came where they do not show all."""
+    if level["ttft_ms"]["p50"] is None:
+        return "no request succeeded"
+    said = [
+        f"{name} p50 {latency_figure(level, latency, 'p50', digits)} ms"
+        for name, latency, digits in (("TTFT", "ttft_ms", 0), ("ITL", "itl_ms", 1), ("E2E", "e2e_ms", 0))
+        if level[latency]["p50"] is not None and shows(level, latency, "p50")
+    ][:2]
+    kind = kind_of(level)
+    return ", ".join(said if kind is None else [*said, STREAMS[kind].lower()])
 
 
 def _server(server: Level) -> str:

@@ -34,6 +34,8 @@ TAG_CONFIG_HASH = "llmpilot.config_hash"
 TAG_VERSION = "llmpilot.version"
 TAG_CLIENT_BOTTLENECK = "llmpilot.client_bottleneck"
 TAG_WINDOW_TOO_SHORT = "llmpilot.window_too_short"
+TAG_STREAM_PROBLEM = "llmpilot.stream_problem"
+TAG_OTHER_LENGTHS = "llmpilot.other_lengths"
 TAG_LEVEL_MAX_IS = "llmpilot.level_max_is"
 """Whether the most that the service takes is known: see `Boundary.meaning`."""
 TAG_SERVER_METRICS = "llmpilot.server_metrics"
@@ -53,6 +55,15 @@ SERVER_METRICS = {
 }
 """What the server said of itself in the steady window, where it did: MLflow's names, and ours in a level."""
 METRIC_PREEMPTIONS = "server.preemptions"
+ANSWER_METRICS = {
+    "output_tokens.mean": ("fidelity", "output_tokens_received"),
+    "ended_early_share": ("fidelity", "ended_early_share"),
+    "longer_share": ("fidelity", "longer_share"),
+    "one_piece_share": ("streams", "one_piece_share"),
+    "short_gap_share": ("streams", "short_gap_share"),
+    "hidden_tokens_share": ("hidden_tokens", "share"),
+}
+"""How the answers of a real service came: MLflow's names, and ours in a level."""
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Opens the experiment on its runs and charts, not on the pages for chat traces."""
 
@@ -70,6 +81,11 @@ def level_metrics(level: Level) -> dict[str, float]:
     named |= {f"failures.{kind}": count for kind, count in level["failures"].items()}
     if "client" in level:
         named["client.busy_share"] = level["client"]["client"]["busy_share"]
+        named |= {name: level.get(part, {}).get(key) for name, (part, key) in ANSWER_METRICS.items()}
+    if "ttfa_ms" in level:
+        named |= {f"ttfa_ms.{stat}": level["ttfa_ms"][stat] for stat in STATISTICS}
+    named["cached_share"] = level.get("cached_share")
+    named |= {f"ttft_ms.turn_{turn['turn']}.p50": turn["ttft_ms"]["p50"] for turn in level.get("turns", ())}
     server = level.get("server", {})
     named |= {name: server.get(gauge, {}).get(stat) for name, (gauge, stat) in SERVER_METRICS.items()}
     named[METRIC_PREEMPTIONS] = server.get("preemptions")

@@ -52,6 +52,7 @@ THINKING = "runs whose users thought between their requests"
 NO_LEVELS = "runs without levels"
 NO_FACTS = "runs whose facts cannot be read"
 SHORT_WINDOW = "levels whose window was too short"
+HELD_BACK = "levels whose streams do not show when single tokens came"
 CLIENT = "levels at which the client was the bottleneck"
 NO_LATENCIES = "levels without latencies, or with a median gap of 0 ms"
 
@@ -196,6 +197,8 @@ def _dataset(run: _Run, found: Collected, measured: list[Measurements], *, simul
             found.left_out[CLIENT] += 1
         elif level.get("window_problem") is not None:  # which runs of earlier versions do not state
             found.left_out[SHORT_WINDOW] += 1
+        elif level.get("stream_problem") is not None:  # likewise
+            found.left_out[HELD_BACK] += 1
         elif not level["nttft_ms"]["p50"] or not level["itl_ms"]["p50"]:
             found.left_out[NO_LATENCIES] += 1
         else:
@@ -260,6 +263,7 @@ def _measurements(run: _Run, model: Model, gpu: Gpu, slow_client: set[str]) -> M
         for level in run.levels or []
         if exactly(level["level"]) not in slow_client
         and level.get("window_problem") is None
+        and level.get("stream_problem") is None
         and level["requests_ok"]
     ]
     return Measurements(pd.DataFrame(rows)) if rows else joined()

@@ -3,6 +3,7 @@
 from llmpilot.metrics.level import (
     RATES,
     Level,
+    breaks_sla,
     cost_per_million_output_tokens,
     last_within_sla,
     meets_sla,
@@ -11,19 +12,23 @@ from llmpilot.metrics.level import (
     window_problem,
 )
 from llmpilot.metrics.statistics import statistics
-from llmpilot.metrics.streams import BURSTS, ONE_PIECE, kind_of, problem_of, unseen_limits
+from llmpilot.metrics.streams import BURSTS, ONE_PIECE, and_, kind_of, named, problem_of, shows, unseen_limits
 
 __all__ = [
     "BURSTS",
     "ONE_PIECE",
     "RATES",
     "Level",
+    "and_",
+    "breaks_sla",
     "cost_per_million_output_tokens",
     "kind_of",
     "last_within_sla",
     "meets_sla",
+    "named",
     "problem_of",
     "server_figures",
+    "shows",
     "statistics",
     "summarize",
     "unseen_limits",

@@ -174,12 +174,16 @@ def server_figures(samples: ServerSamples, window_us: tuple[int, int]) -> Level:
 
 def meets_sla(level: Level, sla: Sla) -> bool:
     """Whether a level is known to keep every limit on a statistic of a latency, and the failure rate."""
+    return not breaks_sla(level, sla) and not streams.unseen_limits(level, sla)
+
+
+def breaks_sla(level: Level, sla: Sla) -> bool:
+    """Whether a level is known to break a limit on a latency that its streams show, or the failure rate."""
     if level["requests_ok"] == 0 or level["failure_rate"] > sla.max_failure_rate:
-        return False
-    if streams.unseen_limits(level, sla):
-        return False
-    figures = ((level[limit.latency][limit.statistic], limit.limit_ms) for limit in sla.limits)
-    return all(figure is None or figure <= limit_ms for figure, limit_ms in figures)
+        return True
+    seen = (limit for limit in sla.limits if streams.shows(level, limit.latency, limit.statistic))
+    figures = ((level[limit.latency][limit.statistic], limit.limit_ms) for limit in seen)
+    return any(figure is not None and figure > limit_ms for figure, limit_ms in figures)
 
 
 def last_within_sla(levels: list[Level], sla: Sla) -> Level | None:

@@ -57,7 +57,7 @@ def kind_of(level: dict[str, Any]) -> str | None:
     return ONE_PIECE if "tpot_ms" in not_shown else BURSTS
 
 
-def shown(level: dict[str, Any], latency: str, statistic: str) -> bool:
+def shows(level: dict[str, Any], latency: str, statistic: str) -> bool:
     """Whether a level's streams show a statistic of a latency.
 
     Bursts show the mean of all gaps: it depends on first and last tokens only.
@@ -68,7 +68,7 @@ def shown(level: dict[str, Any], latency: str, statistic: str) -> bool:
 
 def unseen_limits(level: dict[str, Any], sla: Sla) -> list[Limit]:
     """Return the limits of an SLA on what a level's streams do not show: whether it keeps them is unknown."""
-    return [limit for limit in sla.limits if not shown(level, limit.latency, limit.statistic)]
+    return [limit for limit in sla.limits if not shows(level, limit.latency, limit.statistic)]
 
 
 def problem_of(levels: Sequence[dict[str, Any]], sla: Sla) -> str | None:

@@ -6,9 +6,27 @@ from llmpilot.files import write_text
 from llmpilot.report.page import page
 from llmpilot.report.plots import plot_latency, plot_throughput
 from llmpilot.report.table import print_sweep, print_table
-from llmpilot.report.words import Result, conclusion, short_windows
+from llmpilot.report.words import (
+    STREAMS,
+    Result,
+    conclusion,
+    figure_of,
+    other_workload,
+    short_windows,
+    stream_problems,
+)
 
-__all__ = ["conclusion", "print_sweep", "print_table", "short_windows", "write"]
+__all__ = [
+    "STREAMS",
+    "conclusion",
+    "figure_of",
+    "other_workload",
+    "print_sweep",
+    "print_table",
+    "short_windows",
+    "stream_problems",
+    "write",
+]
 
 
 def write(result: Result, folder: Path) -> None:

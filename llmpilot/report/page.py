@@ -8,17 +8,25 @@ from llmpilot.config import STATISTICS
 from llmpilot.report.words import (
     COLOURS,
     LATENCY_LABELS,
+    STREAMS,
     Result,
     conclusion,
     dollars_per_million,
     figure_of,
+    latency_figure,
     mark,
+    other_workload,
     per_dollar,
+    seen,
     server_figure,
+    share_of,
     short_windows,
     shown_statistics,
     sla_of,
+    stream_problems,
     title,
+    turn_name,
+    turns_of,
 )
 from llmpilot.schema import exactly
 
@@ -29,6 +37,18 @@ SERVER_ROWS: dict[str, tuple[str, str, int]] = {
     "server: share of the KV cache in use, most": ("kv_usage", "max", 3),
     "server: GPU power [W], mean": ("gpu_power_w", "mean", 0),
     "server: GPU memory in use [GB], most": ("gpu_memory_gb", "max", 1),
+}
+FIDELITY_ROWS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+    ("output tokens asked for, mean", "output_tokens_asked", lambda value: figure_of(value, 1)),
+    ("output tokens received, mean", "output_tokens_received", lambda value: figure_of(value, 1)),
+    ("answers that ended early", "ended_early_share", share_of),
+    ("answers that were longer", "longer_share", share_of),
+    ("input tokens asked for, mean", "input_tokens_asked", lambda value: figure_of(value, 1)),
+    ("input tokens by the server's count, mean", "input_tokens_counted", lambda value: figure_of(value, 1)),
+)
+STREAM_ROWS = {
+    "answers in one piece": "one_piece_share",
+    "gaps between tokens below 0.1 ms": "short_gap_share",
 }
 
 
@@ -46,7 +66,7 @@ def page(result: Result) -> str:
     scales = {4: 1.0, 5: 1.0 if dollars is None else dollars}
     for index, (latency, _) in enumerate(panels):
         where = {"row": index // 2 + 1, "col": index % 2 + 1}
-        levels = [level for level in result["levels"] if level[latency]["p50"] is not None]
+        levels = seen(result, latency)
         scale = scales.get(index)
         x = [level["level"] if scale is None else level["throughput_tok_s"] * scale for level in levels]
         for stat in shown_statistics(result, latency):
@@ -77,13 +97,19 @@ def page(result: Result) -> str:
     return PAGE.format(
         title=html.escape(title(result)),
         conclusion=html.escape(conclusion(result)),
-        warnings="".join(
-            f'<p class="warning">Window too short at {html.escape(text)}.</p>'
-            for text in short_windows(result)
-        ),
+        warnings="".join(f'<p class="warning">{html.escape(text)}.</p>' for text in _warnings(result)),
         charts=charts,
         table=_html_table(result),
     )
+
+
+def _warnings(result: Result) -> list[str]:
+    """Return what a reader must know before the figures, each without its full stop."""
+    warnings = [f"Window too short at {text}" for text in short_windows(result)]
+    warnings += [f"{STREAMS[kind]} at {text}" for kind, text in stream_problems(result)]
+    if (differs := other_workload(result)) is not None:
+        warnings.append(f"Another workload than configured at {differs}")
+    return warnings
 
 
 def _html_table(result: Result) -> str:
@@ -100,10 +126,12 @@ def _html_table(result: Result) -> str:
     }
     if result["cost_per_hour"] is not None:
         columns["$ per 1M output tokens"] = lambda level: figure_of(dollars_per_million(level, result), 2)
-    rows = {name: [show(level) for level in result["levels"]] for name, show in columns.items()}
+    levels = result["levels"]
+    rows = {name: [show(level) for level in levels] for name, show in columns.items()}
     for latency, label in {**LATENCY_LABELS, "tpot_ms": "TPOT [ms]"}.items():
         for stat in STATISTICS:
-            rows[f"{label} {stat}"] = [figure_of(level[latency][stat], 2) for level in result["levels"]]
+            rows[f"{label} {stat}"] = [latency_figure(level, latency, stat, 2) for level in levels]
+    rows |= _rows_of_answers(result)
     for label, (gauge, statistic, digits) in SERVER_ROWS.items():
         if any(gauge in level.get("server", {}) for level in result["levels"]):
             rows[label] = [server_figure(level, gauge, statistic, digits) for level in result["levels"]]
@@ -115,6 +143,43 @@ def _html_table(result: Result) -> str:
         cells = "".join(f"<td>{html.escape(figure)}</td>" for figure in figures)
         lines.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
     return f"<table>{''.join(lines)}</table>"
+
+
+def _rows_of_answers(result: Result) -> dict[str, list[str]]:
+    """Return the rows of what answers were beside what was asked for, as far as any level has them."""
+    levels = result["levels"]
+    rows: dict[str, list[str]] = {}
+    if any("ttfa_ms" in level for level in levels):
+        rows["answers behind thoughts"] = [figure_of(level.get("thought_aloud"), 0) for level in levels]
+        for stat in STATISTICS:
+            figures = [figure_of(level.get("ttfa_ms", {}).get(stat), 2) for level in levels]
+            rows[f"time to the first answer token [ms] {stat}"] = figures
+    if any("hidden_tokens" in level for level in levels):
+        shares = [level.get("hidden_tokens", {}).get("share") for level in levels]
+        rows["output tokens never shown"] = [share_of(share) for share in shares]
+    if any("client" in level for level in levels):
+        rows["tokens counted by"] = [_counted_by(level) for level in levels]
+        for label, name, show in FIDELITY_ROWS:
+            rows[label] = [show(level.get("fidelity", {}).get(name)) for level in levels]
+        for label, name in STREAM_ROWS.items():
+            rows[label] = [share_of(level.get("streams", {}).get(name)) for level in levels]
+    if any("cached_share" in level for level in levels):
+        rows["prompt tokens cached"] = [share_of(level.get("cached_share")) for level in levels]
+    for turn, later in turns_of(result).items():
+        own = [next((e for e in level.get("turns", ()) if e["turn"] == turn), None) for level in levels]
+        name = f"turn {turn_name(turn, later)}"
+        rows[f"{name}: TTFT [ms] p50"] = [
+            "-" if entry is None else latency_figure(level | entry, "ttft_ms", "p50", 2)
+            for level, entry in zip(levels, own, strict=True)
+        ]
+        rows[f"{name}: prompt tokens cached"] = [share_of((entry or {}).get("cached_share")) for entry in own]
+    return rows
+
+
+def _counted_by(level: dict[str, Any]) -> str:
+    """Return by what the tokens of how many answers were counted."""
+    counted = level.get("client", {}).get("tokens_counted_by", {})
+    return ", ".join(f"{count:,} by {method}" for method, count in counted.items()) or "-"
 
 
 PAGE = """<!doctype html>

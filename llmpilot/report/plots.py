@@ -9,6 +9,7 @@ from llmpilot.report.words import (
     LATENCY_LABELS,
     Result,
     per_dollar,
+    seen,
     series,
     shown_statistics,
     sla_of,
@@ -46,7 +47,7 @@ def plot_throughput(result: Result, path: Path) -> None:
         columns.append((dollars, "million output tokens per $"))
     axes = figure.subplots(2, len(columns), squeeze=False)
     for row, latency in zip(axes, ("ttft_ms", "itl_ms"), strict=True):
-        levels = [level for level in result["levels"] if level[latency]["p50"] is not None]
+        levels = seen(result, latency)
         for panel, (scale, label) in zip(row, columns, strict=True):
             x = [level["throughput_tok_s"] * scale for level in levels]
             for stat in ("p50", "p95"):
@@ -62,7 +63,7 @@ def plot_throughput(result: Result, path: Path) -> None:
 
 def _label(axes: Any, x: str, y: str, values: list[float]) -> None:
     """Label a panel; latencies on a logarithmic axis, unless there are none to draw there."""
-    axes.set(xlabel=x, ylabel=y, title="" if values else "no request succeeded")
+    axes.set(xlabel=x, ylabel=y, title="" if values else "no request shows it")
     if any(value > 0 for value in values):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -7,7 +7,19 @@ from rich.table import Table
 
 from llmpilot.boundary import AT_LEAST
 from llmpilot.console import out, say
-from llmpilot.report.words import Result, dollars_per_million, figure_of, largest, mark, server_figure
+from llmpilot.report.words import (
+    NOT_SHOWN,
+    Result,
+    dollars_per_million,
+    figure_of,
+    largest,
+    latency_figure,
+    mark,
+    server_figure,
+    share_of,
+    turn_name,
+    turns_of,
+)
 from llmpilot.schema import exactly
 
 NARROW, WIDE = 110, 160
@@ -16,17 +28,18 @@ NARROW, WIDE = 110, 160
 def print_table(result: Result) -> None:
     """Print one row per level; on a narrow terminal, fewer columns. Levels beyond u_max are dim.
 
-    A `!` marks a level whose steady window was too short.
+    A `!` marks a level whose steady window was too short, a `*` a latency that its streams do not show.
+    Conversations have a second table, of TTFT by turn.
     """
     columns: list[tuple[str, bool, Callable[[dict[str, Any]], str]]] = [
         (result["level_unit"], True, lambda level: f"{exactly(level['level'])}{mark(level)}"),
         ("ok", True, lambda level: f"{level['requests_ok']:,}"),
         ("failed", True, lambda level: f"{level['requests_failed']:,}"),
-        ("TTFT p50\n[ms]", True, lambda level: figure_of(level["ttft_ms"]["p50"], 0)),
-        ("p95\n[ms]", False, lambda level: figure_of(level["ttft_ms"]["p95"], 0)),
-        ("nTTFT p50\n[ms/token]", True, lambda level: figure_of(level["nttft_ms"]["p50"], 2)),
-        ("ITL p50\n[ms]", True, lambda level: figure_of(level["itl_ms"]["p50"], 1)),
-        ("p95\n[ms]", False, lambda level: figure_of(level["itl_ms"]["p95"], 1)),
+        ("TTFT p50\n[ms]", True, lambda level: latency_figure(level, "ttft_ms", "p50", 0)),
+        ("p95\n[ms]", False, lambda level: latency_figure(level, "ttft_ms", "p95", 0)),
+        ("nTTFT p50\n[ms/token]", True, lambda level: latency_figure(level, "nttft_ms", "p50", 2)),
+        ("ITL p50\n[ms]", True, lambda level: latency_figure(level, "itl_ms", "p50", 1)),
+        ("p95\n[ms]", False, lambda level: latency_figure(level, "itl_ms", "p95", 1)),
         ("E2E p50\n[ms]", False, lambda level: figure_of(level["e2e_ms"]["p50"], 0)),
         ("tokens/s", True, lambda level: figure_of(level["throughput_tok_s"], 0)),
         ("requests/s", False, lambda level: figure_of(level["requests_per_s"], 2)),
@@ -34,6 +47,11 @@ def print_table(result: Result) -> None:
     ]
     if result["cost_per_hour"] is not None:
         columns.append(("$/1M tok", True, lambda level: figure_of(dollars_per_million(level, result), 2)))
+    if any("ttfa_ms" in level for level in result["levels"]):
+        answered = ("answer p50\n[ms]", True, lambda level: figure_of(level.get("ttfa_ms", {}).get("p50"), 0))
+        columns.insert(5, answered)
+    if any("cached_share" in level for level in result["levels"]):
+        columns.append(("cached", True, lambda level: share_of(level.get("cached_share"))))
     shown = [column for column in columns if column[1] or out.width >= NARROW]
     if out.width >= WIDE and any("server" in level for level in result["levels"]):
         shown += [
@@ -48,6 +66,30 @@ def print_table(result: Result) -> None:
         style = None if level["level"] <= result["level_max"] else "dim"
         table.add_row(*(show(level) for _, _, show in shown), style=style)
     out.print(table)
+    if any(level.get("stream_problem") for level in result["levels"]):
+        say(f"{NOT_SHOWN} the streams do not show it, see below")
+    _print_turns(result)
+
+
+def _print_turns(result: Result) -> None:
+    """Print how long each turn of a conversation waited for its first token, and what was cached of it."""
+    turns = turns_of(result)
+    if not turns:
+        return
+    table = Table(title="by turn: TTFT p50 [ms], share of the prompt that was cached", header_style="bold")
+    for name in (result["level_unit"], *(turn_name(turn, later) for turn, later in turns.items())):
+        table.add_column(name, justify="right")
+    for level in result["levels"]:
+        own = {entry["turn"]: entry for entry in level.get("turns", ())}
+        table.add_row(exactly(level["level"]), *(_of_turn(level, own.get(turn)) for turn in turns))
+    out.print(table)
+
+
+def _of_turn(level: dict[str, Any], entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return "-"
+    ttft = latency_figure(level | entry, "ttft_ms", "p50", 0)
+    return ttft if entry["cached_share"] is None else f"{ttft}, {share_of(entry['cached_share'])}"
 
 
 def print_sweep(cells: list[dict[str, Any]]) -> None:

@@ -1,9 +1,10 @@
 """A result in words and figures: what the table, the plots and the page have in common."""
 
+from math import floor, log10
 from typing import Any
 
 from llmpilot import metrics
-from llmpilot.boundary import AT_LEAST, BELOW, EXACT
+from llmpilot.boundary import AT_LEAST, BELOW, EXACT, UNSEEN
 from llmpilot.config import LATENCIES, Sla
 from llmpilot.schema import exactly
 
@@ -14,6 +15,8 @@ LATENCY_LABELS = {
     "itl_ms": "ITL [ms]",
     "e2e_ms": "E2E [ms]",
 }
+NOT_SHOWN = "-*"
+STREAMS = {metrics.ONE_PIECE: "Stream held back", metrics.BURSTS: "Tokens in bursts"}
 COLOURS = {"p50": "#1f77b4", "p90": "#2ca02c", "p95": "#ff7f0e", "p99": "#d62728", "mean": "#7f7f7f"}
 
 
@@ -24,6 +27,38 @@ def short_windows(result: Result) -> list[str]:
         for level in result["levels"]
         if (problem := level.get("window_problem"))
     ]
+
+
+def stream_problems(result: Result) -> list[tuple[str, str]]:
+    """Return (kind, sentence) for each group of levels whose streams do not show all latencies."""
+    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for level in result["levels"]:
+        if level.get("stream_problem"):
+            alike.setdefault(tuple(level["streams"]["not_shown"]), []).append(level)
+    sla = sla_of(result)
+    return [
+        (str(metrics.kind_of(levels[0])), f"{_at(levels, result)}: {metrics.problem_of(levels, sla)}")
+        for levels in alike.values()
+    ]
+
+
+def other_workload(result: Result) -> str | None:
+    """Return at which levels answers were not as long as asked for, and what the largest difference is."""
+    levels = [level for level in result["levels"] if level.get("fidelity", {}).get("problem")]
+    if not levels:
+        return None
+
+    def difference(level: dict[str, Any]) -> float:
+        found = level["fidelity"]
+        return abs(float(found["output_tokens_received"]) / float(found["output_tokens_asked"]) - 1)
+
+    most = max(levels, key=difference)
+    at_most = f" at {exactly(most['level'])}" if len(levels) > 1 else ""
+    return f"{_at(levels, result)}:{at_most} {most['fidelity']['problem']}"
+
+
+def _at(levels: list[dict[str, Any]], result: Result) -> str:
+    return f"{', '.join(exactly(level['level']) for level in levels)} {result['level_unit']}"
 
 
 def service(result: Result) -> str:
@@ -55,7 +90,9 @@ def largest(result: Result) -> str:
         return "-"
     if meaning == BELOW and broken is not None:
         return f"< {exactly(broken)}"
-    if meaning == AT_LEAST:
+    if meaning == UNSEEN and not most:
+        return "unknown"
+    if meaning in (AT_LEAST, UNSEEN):
         return f">= {exactly(most)}"
     return exactly(most) if broken is None else f"{exactly(most)} ({exactly(broken)} breaks)"
 
@@ -66,6 +103,8 @@ def _most(result: Result) -> tuple[str, str]:
     most = f"{exactly(result['level_max'])} {unit}"
     if meaning == AT_LEAST:
         return f"at least {most} (the largest load tried)", ""
+    if meaning == UNSEEN:
+        return f"at least {most} ({_unseen(result)})", ""
     if broken is None:
         return most, ""
     return f"exactly {most}" if meaning == EXACT else most, f", and {exactly(broken)} break it"
@@ -74,12 +113,22 @@ def _most(result: Result) -> tuple[str, str]:
 def _too_few(result: Result) -> str:
     """Return what is known of a service that breaks the SLA from the first level on."""
     broken, unit = result.get("level_broken"), result["level_unit"]
+    if result.get("level_max_is") == UNSEEN:
+        return f": {_unseen(result)}"
     if broken is None:
         return ""
     if unit == "users" and broken <= 1:
         return ", not even for one user"
     few = "fewer" if unit == "users" else "less"
     return f": it takes {few} than {exactly(broken)} {unit}, the smallest load tried"
+
+
+def _unseen(result: Result) -> str:
+    """Return what the streams do not show of the level that nobody can judge."""
+    level = next(level for level in result["levels"] if level["level"] == result["level_unseen"])
+    limited = {limit.latency for limit in metrics.unseen_limits(level, sla_of(result))}
+    names = metrics.and_(metrics.named(latency) for latency in LATENCIES if latency in limited)
+    return f"at {exactly(level['level'])} {result['level_unit']} the streams do not show {names}"
 
 
 def _whose(result: Result) -> str:
@@ -99,8 +148,39 @@ def server_figure(level: dict[str, Any], gauge: str, statistic: str, digits: int
 
 
 def figure_of(value: float | None, digits: int) -> str:
-    """Return a figure with this many decimals, or a dash."""
-    return "-" if value is None else f"{value:,.{digits}f}"
+    """Return a figure with this many decimals, more where it would read 0 and is not; or a dash."""
+    if value is None:
+        return "-"
+    text = f"{value:,.{digits}f}"
+    if value == 0 or any(digit in "123456789" for digit in text):
+        return text
+    return f"{value:.{-floor(log10(abs(value)))}f}"
+
+
+def latency_figure(level: dict[str, Any], latency: str, statistic: str, digits: int) -> str:
+    """Return a statistic of a latency; NOT_SHOWN in place of one that the streams do not show."""
+    if not metrics.shows(level, latency, statistic):
+        return NOT_SHOWN
+    return figure_of(level[latency][statistic], digits)
+
+
+def share_of(value: float | None) -> str:
+    """Return a share in percent, or a dash."""
+    return "-" if value is None else f"{figure_of(100 * value, 0)}%"
+
+
+def turns_of(result: Result) -> dict[int, bool]:
+    """Return which turns of conversations some level has a figure of; of which later ones are part of it."""
+    turns: dict[int, bool] = {}
+    for level in result["levels"]:
+        for entry in level.get("turns", ()):
+            turns[entry["turn"]] = turns.get(entry["turn"], False) or entry["and_later"]
+    return dict(sorted(turns.items()))
+
+
+def turn_name(turn: int, and_later: bool) -> str:
+    """Return `3`, or `10 and later`."""
+    return f"{turn} and later" if and_later else f"{turn}"
 
 
 def dollars_per_million(level: dict[str, Any], result: Result) -> float | None:
@@ -124,9 +204,17 @@ def title(result: Result) -> str:
 
 def series(result: Result, latency: str, stat: str) -> tuple[list[float], list[float]]:
     """Return (levels, values) of a latency's statistic, where it has one."""
-    points = [(level["level"], level[latency][stat]) for level in result["levels"]]
-    points = [(x, y) for x, y in points if y is not None]
+    points = [(level["level"], level[latency][stat]) for level in seen(result, latency, stat)]
     return [x for x, _ in points], [y for _, y in points]
+
+
+def seen(result: Result, latency: str, stat: str = "p50") -> list[dict[str, Any]]:
+    """Return the levels that have a latency's statistic, and whose streams show it."""
+    return [
+        level
+        for level in result["levels"]
+        if level[latency][stat] is not None and metrics.shows(level, latency, stat)
+    ]
 
 
 def shown_statistics(result: Result, latency: str) -> list[str]:

@@ -202,6 +202,10 @@ def conclude(
     short = [exactly(level["level"]) for level in levels if level.get("window_problem")]
     tags |= {tracking.TAG_WINDOW_TOO_SHORT: ", ".join(short) or "no"}
     tags |= {tracking.TAG_LEVEL_MAX_IS: limits["level_max_is"]}
+    unclear = [exactly(level["level"]) for level in levels if level.get("stream_problem")]
+    tags |= {tracking.TAG_STREAM_PROBLEM: ", ".join(unclear) or "no"}
+    differing = [exactly(level["level"]) for level in levels if level.get("fidelity", {}).get("problem")]
+    tags |= {tracking.TAG_OTHER_LENGTHS: ", ".join(differing) or "no"}
     if reason := folder.state.get("out_of_memory"):
         tags |= {tracking.TAG_OUTCOME: ServerOutOfMemoryError.outcome, tracking.TAG_REASON: reason}
     if verdict is not None:

@@ -36,6 +36,10 @@ def show(result: dict[str, Any], folder: RunFolder, tracker: Tracker, *, brief: 
     say(report.conclusion(result), style="bold")
     for text in report.short_windows(result):
         say(f"WINDOW TOO SHORT at {text}", style="bold red")
+    for kind, text in report.stream_problems(result):
+        say(f"{report.STREAMS[kind].upper()} at {text}", style="bold red")
+    if (differs := report.other_workload(result)) is not None:
+        say(f"ANOTHER WORKLOAD THAN CONFIGURED at {differs}", style="bold red")
     if "client" in result:
         client_check.show(result)
     if tracker.problem is None and not brief:

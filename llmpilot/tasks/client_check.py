@@ -7,7 +7,7 @@ from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.deploy.served_text import shown
 from llmpilot.loadtest import Records
 from llmpilot.loadtest.client_error import bottleneck, client_error
-from llmpilot.metrics import Level
+from llmpilot.metrics import Level, shows
 from llmpilot.schema import exactly
 
 TTFT_MS, ITL_MS = 50.0, 20.0  # where the level has no latencies to go by
@@ -27,11 +27,13 @@ def notes_of(records: Records) -> dict[str, Any]:
 
 
 def warn(level: Level) -> None:
-    """Say how a level's tokens were counted, if not exactly, and why its requests failed."""
+    """Say how a level's tokens were counted, if not exactly, what answers lacked, and why requests failed."""
     notes = level["client"]
     for method, meaning in INEXACT.items():
         if method in notes["tokens_counted_by"]:
             note(f"    {meaning}", style="yellow")
+    if differs := level["fidelity"]["problem"]:
+        note(f"    another workload than configured: {differs}", style="yellow")
     for kind, count in sorted(level["failures"].items(), key=lambda one: -one[1]):
         message = notes["failure_messages"].get(kind)
         note(f"    {count} x {kind}{f': {message}' if message else ''}", style="yellow")
@@ -51,8 +53,8 @@ def judge(endpoint: HttpEndpoint, levels: list[Level]) -> dict[str, Any]:
         error = client_error(
             int(largest["users"]),
             settings=endpoint.client,
-            ttft_ms=largest["ttft_ms"]["p50"] or TTFT_MS,
-            itl_ms=largest["itl_ms"]["p50"] or ITL_MS,
+            ttft_ms=_median(largest, "ttft_ms") or TTFT_MS,
+            itl_ms=_median(largest, "itl_ms") or _median(largest, "tpot_ms") or ITL_MS,
         )
     verdicts = {}
     for level in levels:
@@ -60,6 +62,11 @@ def judge(endpoint: HttpEndpoint, levels: list[Level]) -> dict[str, Any]:
         if why := bottleneck(level["client"]["client"], at_calibration, level):
             verdicts[exactly(level["level"])] = why
     return {"error": error, "bottleneck": verdicts}
+
+
+def _median(level: Level, latency: str) -> float | None:
+    """Return the median of a latency, where the level's streams show it."""
+    return level[latency]["p50"] if shows(level, latency, "p50") else None
 
 
 def summary_of(verdict: dict[str, Any]) -> dict[str, float]:

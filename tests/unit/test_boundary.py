@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from llmpilot import report
-from llmpilot.boundary import of_ladder
+from llmpilot.boundary import Boundary, of_ladder
 from llmpilot.config import LATENCIES, STATISTICS, Sla
 from llmpilot.report.words import largest
 
@@ -93,3 +93,25 @@ def test_a_sweep_says_which_cells_may_take_more(capfd: pytest.CaptureFixture[str
     assert "2 (4 breaks)" in b
     assert " 1.500 " in b
     assert "< 2" in c
+
+
+def test_a_level_whose_streams_do_not_show_what_is_limited_is_no_broken_one() -> None:
+    def level(users: int, itl_ms: float, *not_shown: str) -> dict[str, Any]:
+        return {
+            "level": users,
+            "requests_ok": 5,
+            "failure_rate": 0.0,
+            "itl_ms": {"p50": itl_ms},
+            "nttft_ms": {"p50": itl_ms},
+            "streams": {"not_shown": list(not_shown)},
+        }
+
+    sound, unseen, slow = level(1, 5), level(2, 0, "itl_ms"), level(4, 500, "itl_ms")
+    sla = Sla()
+    assert of_ladder([sound, unseen, slow], sla) == Boundary(1, None, 2)
+    assert of_ladder([unseen], sla).stated(whole=True) == {
+        "level_max_is": "unseen",
+        "level_broken": None,
+        "level_unseen": 2,
+    }
+    assert of_ladder([sound, slow], sla) == Boundary(1, 4), "it breaks what its streams show"
