@@ -21,6 +21,7 @@ def fault_in_stream(text: str) -> str:
     tokens, pending, lines, known = Tokens(PROBE.sequences), "", 0, False
     for event in events:
         if event == "[DONE]" or lines > MOST_LINES:
+            known |= not lines
             break
         try:
             payload = json.loads(pending + event)
