@@ -61,6 +61,7 @@ class Log:
         }
         self._broken: list[str] = []
         self.stale_connections = 0
+        self.messages: dict[str, str] = {}  # by kind of failure: what no answer says, but the system
 
     def __len__(self) -> int:
         return len(self._broken)
@@ -96,7 +97,7 @@ class Log:
         failures: list[str] = []
         response_ids: list[str] = []
         methods: Counter[str] = Counter()
-        samples: dict[str, str] = {}
+        samples = dict(self.messages)
         totals: Counter[str] = Counter()
         columns = self._columns
         for i in range(n):

@@ -14,7 +14,7 @@ from llmpilot.engine.openai import Asked
 from llmpilot.loadtest.client_prompts import TextPrompts, TokenIdPrompts
 from llmpilot.loadtest.worker_log import Log
 from llmpilot.openai_client.access import Target
-from llmpilot.openai_client.connecting import connect, connect_failure
+from llmpilot.openai_client.connecting import connect, connect_failure, said_of
 from llmpilot.openai_client.flight import Flight
 from llmpilot.openai_client.framing import tail_of
 from llmpilot.openai_client.http import Connection, clock_ns, head_of, request
@@ -150,7 +150,9 @@ class Sender(ABC):
         except OSError as error:
             if flight in self.active:
                 flight.sent_ns = flight.sent_ns or clock_ns()
-                self._ended(flight, connect_failure(error))
+                kind = connect_failure(error)
+                self.log.messages.setdefault(kind, said_of(error))
+                self._ended(flight, kind)
             return
         if flight in self.active:
             connection.send(flight)

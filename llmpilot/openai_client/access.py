@@ -46,16 +46,22 @@ class Access:
         return client_context(self.verify_tls, self.ca_file)
 
 
+Address = tuple[int, Any]
+"""A family of addresses, and where to connect to in it, as `socket` has them."""
+
+
 @dataclass(frozen=True)
 class Target:
     """Where connections go: resolved addresses, of the proxy where there is one, and what is spoken there.
+
+    The address that has answered goes first (see `connecting.connect`).
 
     `host` is whom the service's certificate must name. `tunnel` is the service's "host:port" where the proxy
     must connect us to it; "" where there is no proxy, or where it passes on every single request.
     """
 
     host: str
-    addresses: tuple[tuple[int, Any], ...]
+    addresses: list[Address]
     tls: ssl.SSLContext | None = None
     http2: bool = False
     proxy: Proxy | None = None
@@ -89,11 +95,11 @@ def resolve(access: Access) -> Target:
     )
 
 
-def _addresses(host: str, port: int, whose: str = "") -> tuple[tuple[int, Any], ...]:
+def _addresses(host: str, port: int, whose: str = "") -> list[Address]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         raise socket.gaierror(error.errno, f"{error.strerror}: {whose}{host}") from None
     except UnicodeError:
         raise socket.gaierror(socket.EAI_NONAME, f"not a name of a host: {whose}{host}") from None
-    return tuple((int(family), address) for family, _, _, _, address in found)
+    return [(int(family), address) for family, _, _, _, address in found]

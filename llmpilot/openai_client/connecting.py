@@ -5,9 +5,8 @@ import errno
 import os
 import socket
 import ssl
-from typing import Any
 
-from llmpilot.openai_client.access import Target
+from llmpilot.openai_client.access import Address, Target
 from llmpilot.openai_client.framing import BLANK_LINE
 from llmpilot.openai_client.http import MAX_HEAD, Connection
 from llmpilot.openai_client.http2 import Http2Connection
@@ -16,43 +15,91 @@ from llmpilot.openai_client.proxies import ProxyError, ProxyRefusedError, ProxyU
 OUT_OF_SOCKETS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL)
 """This machine has no more sockets or ports: not the server's fault."""
 
+NEXT_AFTER_S = 0.25
+"""How long one address of a name may take to answer before the next one is tried as well."""
+
 
 async def connect(target: Target, timeout_s: float) -> Connection:
-    """Return a new connection; `timeout_s` is for each of the target's addresses, TLS and proxy included.
+    """Return a new connection, there within `timeout_s`, TLS and proxy included.
 
     Raises:
         OSError: nobody answers at any of the addresses; TimeoutError and ProxyError are of its kind.
     """
     loop = asyncio.get_running_loop()
-    problem: OSError = ConnectionError("the name has no address")
-    for family, address in target.addresses:
-        sock = socket.socket(family, socket.SOCK_STREAM)
+    async with asyncio.timeout(timeout_s):
+        sock = await _reach(loop, target)
         try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            async with asyncio.timeout(timeout_s):
-                await _reach(loop, sock, address, target)
-                if target.proxy is not None and target.tunnel:
-                    return await _through(loop, sock, target)
-                return await _straight(loop, sock, target)
-        except OSError as error:
-            sock.close()
-            problem = error
+            if target.proxy is not None and target.tunnel:
+                return await _through(loop, sock, target)
+            return await _straight(loop, sock, target)
         except BaseException:
             sock.close()
             raise
-    raise problem
 
 
-async def _reach(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: Any, target: Target) -> None:
+async def _reach(loop: asyncio.AbstractEventLoop, target: Target) -> socket.socket:
+    """Return a socket that is connected to the first of the target's addresses that answers."""
     try:
-        await loop.sock_connect(sock, address)
+        if len(target.addresses) == 1:
+            return await _dial(loop, target.addresses[0])
+        return await _first_of(loop, target)
     except OSError as error:
         if target.proxy is None or error.errno in OUT_OF_SOCKETS:
             raise
-        raise ProxyUnreachableError(
-            f"the proxy {target.proxy.shown} cannot be reached: {said_of(error)}"
-        ) from error
+        words = f"the proxy {target.proxy.shown} cannot be reached: {said_of(error)}"
+        raise ProxyUnreachableError(words) from error
+
+
+async def _first_of(loop: asyncio.AbstractEventLoop, target: Target) -> socket.socket:
+    """Try the addresses as RFC 8305 says: the next one where one has failed or does not answer for a while.
+
+    The one that answers goes first from then on: an address that leads nowhere delays one connection only.
+    """
+    left = list(target.addresses)
+    trying: dict[asyncio.Task[socket.socket], Address] = {}
+    problem: OSError = ConnectionError("the name has no address")
+    try:
+        while left or trying:
+            if left:
+                address = left.pop(0)
+                trying[loop.create_task(_dial(loop, address))] = address
+            done, _ = await asyncio.wait(
+                trying, timeout=NEXT_AFTER_S if left else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                error = task.exception()
+                if error is None:
+                    address = trying.pop(task)
+                    target.addresses.remove(address)
+                    target.addresses.insert(0, address)
+                    return task.result()
+                del trying[task]
+                if not isinstance(error, OSError):
+                    raise error
+                problem = error
+        raise problem
+    finally:
+        for task in trying:
+            task.cancel()
+            task.add_done_callback(_hang_up)
+
+
+async def _dial(loop: asyncio.AbstractEventLoop, address: Address) -> socket.socket:
+    family, place = address
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await loop.sock_connect(sock, place)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _hang_up(late: asyncio.Task[socket.socket]) -> None:
+    if not late.cancelled() and late.exception() is None:
+        late.result().close()
 
 
 async def _straight(loop: asyncio.AbstractEventLoop, sock: socket.socket, target: Target) -> Connection:

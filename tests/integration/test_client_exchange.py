@@ -2,10 +2,13 @@
 
 import gzip
 import shutil
+import signal
 import socket
 import subprocess
+import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -97,24 +100,63 @@ def test_no_connection_has_its_own_name_too() -> None:
         get("http://no-such-host.invalid")
 
 
-@needs_openssl
-@pytest.mark.parametrize("timeout_s", [0.1, 5.0])
-@pytest.mark.parametrize("tls", [False, True])
-def test_nothing_stays_open(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, timeout_s: float, tls: bool
-) -> None:
-    opened: list[socket.socket] = []
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
+    """All sockets of clients that a test makes."""
+    found: list[socket.socket] = []
 
     class Recorded(socket.socket):
         def __init__(self, *args: Any, **more: Any) -> None:
             super().__init__(*args, **more)
-            opened.append(self)
+            found.append(self)
 
     monkeypatch.setattr(connecting, "socket", SimpleNamespace(**(vars(socket) | {"socket": Recorded})))
-    way = again_and_again(HEAD, b"X-A: b\r\n", 0.02) if timeout_s < 1 else whole(MODELS)
-    with service(way, "GET", tls=self_signed(tmp_path) if tls else None) as url, suppress(NoAnswerError):
-        get(url, limits={"timeout_s": timeout_s}, verify_tls=False)
+    return found
+
+
+@needs_openssl
+@pytest.mark.parametrize("end", ["answer", "timeout", "Ctrl-C"])
+@pytest.mark.parametrize("tls", [False, True])
+def test_nothing_stays_open(opened: list[socket.socket], tmp_path: Path, end: str, tls: bool) -> None:
+    way = whole(MODELS) if end == "answer" else again_and_again(HEAD, b"X-A: b\r\n", 0.02)
+    interrupt = threading.Timer(0.15, signal.raise_signal, (signal.SIGINT,))
+    with service(way, "GET", tls=self_signed(tmp_path) if tls else None) as url:
+        if end == "Ctrl-C":
+            interrupt.start()
+        with suppress(NoAnswerError, KeyboardInterrupt):
+            get(url, limits={"timeout_s": 0.1 if end == "timeout" else 10}, verify_tls=False)
     assert [sock.fileno() for sock in opened] == [-1]
+
+
+def test_of_several_addresses_the_one_that_answers_is_used_and_remembered(
+    opened: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connecting, "NEXT_AFTER_S", 0.02)
+    with socket.socket() as full, socket.socket() as unused, service(whole(SOUND)) as url:
+        unused.bind(("127.0.0.1", 0))
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for one in waiting:  # so many that the next one gets no answer
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        access = Access(url)
+        target = resolve(access)
+        own = target.addresses[0]
+        others = [(socket.AF_INET, other.getsockname()) for other in (full, unused)]
+        target.addresses[:0] = others
+        wire = wire_of(access, "GET", "/v1/models", {})
+        assert ask_now(target, wire).status == 200
+        assert len(opened) == 3
+        assert ask_now(target, wire).status == 200
+        assert target.addresses == [own, *others]
+        assert len(opened) == 4
+        with pytest.raises(NoAnswerError) as failed:
+            ask_now(replace(target, addresses=others), wire, connect_timeout_s=0.1)
+        for one in waiting:
+            one.close()
+    assert failed.value.kind == "connect_timeout"
+    assert {sock.fileno() for sock in opened} == {-1}
 
 
 @needs_openssl

@@ -120,6 +120,7 @@ def test_the_load_test_counts_what_its_proxy_refuses() -> None:
     with forward_proxy(REFUSED) as passed:
         records = level("https://service.internal", proxy=passed.url)
     assert set(records.failure) - {"unfinished"} == {"proxy_refused"}
+    assert f"the proxy {passed.url} wants a user" in records.notes["failure_messages"]["proxy_refused"]
 
 
 HTTP, HTTPS = "http://llm.corp.example:8000", "https://llm.corp.example"
