@@ -15,8 +15,8 @@ from llmpilot.schema import exactly
 class Progress:
     """Says which level is being measured and what the last one showed."""
 
-    def __init__(self, load: Load, done: set[float]) -> None:
-        self._unit = load.unit
+    def __init__(self, load: Load, done: set[float], unit: str) -> None:
+        self._unit = unit
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -25,6 +25,11 @@ class InferenceEngine(Facts):
     memory_settings: ClassVar[tuple[str, ...]] = ()
     """Its settings that say how much of the memory it takes."""
 
+    @property
+    def finds_prefixes(self) -> bool:
+        """Whether its simulation finds in a prefix cache what earlier requests had in common with one."""
+        return False
+
     def with_usual_memory(self) -> Self:
         """Return the engine as it would be with its own defaults of `memory_settings`."""
         fields = type(self).model_fields

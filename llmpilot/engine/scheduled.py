@@ -84,6 +84,11 @@ class ScheduledEngine(StartedEngine):
         return text
 
     @property
+    def finds_prefixes(self) -> bool:
+        """Whether its simulation finds in a prefix cache what earlier requests had in common with one."""
+        return self.told().get("prefix_caching", True) is not False
+
+    @property
     def simulated_version(self) -> str:
         """The release that is simulated."""
         if self.version is None or is_newer(self.settings_name, self.version):

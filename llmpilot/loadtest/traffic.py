@@ -1,19 +1,21 @@
 """What is sent and when: requests drawn from a workload model or replayed from a trace, and arrivals."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmpilot.config import Load
 from llmpilot.console import note
-from llmpilot.errors import TraceError
+from llmpilot.errors import ConfigError, TraceError
 from llmpilot.simulator import RequestSource
 from llmpilot.workload import (
     PARAMETERS,
+    ConversationSource,
     Requests,
     ThinkTimes,
+    TurnRequests,
     WorkloadModel,
     concatenate,
     gamma,
@@ -25,22 +27,49 @@ from llmpilot.workload import (
 
 @dataclass(frozen=True)
 class Traffic:
-    """The load of one run: where its requests come from, and for a replay, their own timestamps [s]."""
+    """The load of one run: where its requests come from, and for a replay, their own timestamps [s].
+
+    With `conversations`, users of a closed loop hold these, and in an open loop they begin at the arrivals;
+    each turn's prompt is all that was said before.
+    """
 
     load: Load
-    workload: WorkloadModel
+    workload: WorkloadModel | None
+    """None: conversations."""
     seed: int
     replayed: Requests | None = None
     timestamps_s: NDArray[np.float64] | None = None
     name: str | None = None
     """What is sent, where that is not the workload: the trace that is replayed."""
+    conversations: ConversationSource | None = None
 
     def requests(self) -> RequestSource:
-        """Return the requests of a level from their beginning: every level and GPU sees the same ones."""
-        return _Rows(self.replayed) if self.replayed is not None else self.workload.stream(self.seed)
+        """Return the requests of a level from their beginning: every level and GPU sees the same ones.
+
+        Of conversations: their turns, one conversation after the other, which is not the order of sending.
+        """
+        if self.conversations is not None:
+            return TurnRequests(self.conversations)
+        if self.replayed is not None:
+            return _Rows(self.replayed)
+        assert self.workload is not None
+        return self.workload.stream(self.seed)
+
+    def reseeded(self, seed: int) -> "Traffic":
+        """Return the same traffic with other requests."""
+        conversations = None if self.conversations is None else self.conversations.reseeded(seed)
+        return replace(self, seed=seed, conversations=conversations)
+
+    @property
+    def unit(self) -> str:
+        """What a level of the ladder is: an open loop's rate is that of the conversations that begin."""
+        if self.conversations is not None and self.load.unit == "requests/s":
+            return "conversations/s"
+        return self.load.unit
 
     def arrivals_s(self, level: float, until_s: float) -> NDArray[np.float64]:
-        """Return when requests are sent in an open loop at this level, up to `until_s`."""
+        """Return when requests are sent, or conversations begin, in an open loop at this level, up to
+        `until_s`."""
         if self.load.arrival == "poisson":
             return poisson(level, until_s, self.seed)
         if self.load.arrival == "gamma":
@@ -55,7 +84,10 @@ class Traffic:
     @property
     def content_hash(self) -> str:
         """sha256 (hex) of what is sent: two traffics with this and the load in common send the same."""
+        if self.conversations is not None:
+            return self.conversations.content_hash
         if self.replayed is None or self.timestamps_s is None:
+            assert self.workload is not None
             return self.workload.content_hash
         digest = hashlib.sha256(self.timestamps_s.tobytes())
         for parameter in PARAMETERS:
@@ -65,19 +97,31 @@ class Traffic:
     @property
     def heaviest_request_tokens(self) -> int:
         """The largest batch weight that a single request can have."""
+        if self.conversations is not None:
+            return self.conversations.longest_tokens
         if self.replayed is not None:
             return int(self.replayed.weights.max())
+        assert self.workload is not None
         return self.workload.heaviest_weight
 
 
-def open_traffic(load: Load, workload: WorkloadModel, seed: int) -> Traffic:
+def open_traffic(
+    load: Load, workload: WorkloadModel | None, seed: int, conversations: ConversationSource | None = None
+) -> Traffic:
     """Return the traffic of a run; for a replay, read as much of the trace as the ladder can need.
 
     Raises:
-        ConfigError, TraceError: load.trace is missing or cannot be used.
+        ConfigError, TraceError: load.trace is missing or cannot be used; or users are told twice how long
+            they think.
     """
+    if conversations is not None and load.think_time_s:
+        raise ConfigError(
+            "users who hold conversations think as these say",
+            given=f"load.think_time_s={load.think_time_s:g}",
+            cure=f"workload.think_time_s={load.think_time_s:g}, between the turns of a conversation",
+        )
     if load.arrival != "replay":
-        traffic = Traffic(load, workload, seed)
+        traffic = Traffic(load, workload, seed, conversations=conversations)
         if load.arrival != "closed":
             traffic.arrivals_s(
                 max(load.levels), load.warmup_s + load.duration_s + load.drain_s

@@ -22,7 +22,8 @@ from llmpilot.precision import require_units
 from llmpilot.secrets import redact_tree
 from llmpilot.simulator import VirtualService
 from llmpilot.sizing import MemoryPlan, require_fit
-from llmpilot.workload import load_workload
+from llmpilot.tasks.conversing import require_conversations
+from llmpilot.workload import load_conversations, load_workload
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class Cell:
 
     @property
     def _cached(self) -> dict[str, float]:
-        share = self.traffic.workload.cached_share
+        workload = self.traffic.workload
+        share = None if workload is None else workload.cached_share
         return {} if share is None else {"cached_share": share}
 
     @property
@@ -139,8 +141,9 @@ def compose(cfg: DictConfig) -> Cell:
     engine, deployment = build(cfg.engine, "engine"), build(cfg.deployment, "deployment")
     load, sla = parse(Load, cfg.load, "load"), parse(Sla, cfg.sla, "sla")
     seed = parse_seed(cfg.seed)
-    workload = load_workload(cfg.workload)
-    traffic = open_traffic(load, workload, seed)
+    conversations = load_conversations(cfg.workload, seed)
+    workload = None if conversations is not None else load_workload(cfg.workload)
+    traffic = open_traffic(load, workload, seed, conversations)
 
     if deployment.name not in engine.places:
         raise ConfigError(
@@ -148,7 +151,10 @@ def compose(cfg: DictConfig) -> Cell:
             cure=f"engine={engine.name} deployment={' or '.join(engine.places)}"
             + ("" if deployment.starts_services else ", or engine=openai for a service that is running"),
         )
-    engine = _with_what_is_cached(engine, deployment, workload.cached_share)
+    if traffic.conversations is not None:
+        require_conversations(engine, deployment)
+    elif workload is not None:
+        engine = _with_what_is_cached(engine, deployment, workload.cached_share)
     return Cell(
         model=model,
         gpu=gpu,

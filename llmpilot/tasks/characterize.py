@@ -111,7 +111,7 @@ def climb(cell: Cell, endpoint: Endpoint, folder: RunFolder, tracker: Tracker) -
     if done:
         note(f"going on with an interrupted run: {len(done)} of {len(cell.load.levels)} levels are there")
     failing = any(level["failure_rate"] > cell.load.stop_above_failure_rate for level in folder.levels())
-    with Progress(cell.load, done) as progress:
+    with Progress(cell.load, done, cell.traffic.unit) as progress:
         for level in cell.load.levels if not failing else []:
             if level in done:
                 continue
@@ -119,7 +119,7 @@ def climb(cell: Cell, endpoint: Endpoint, folder: RunFolder, tracker: Tracker) -
             progress.begin(level)
             records = run_level(endpoint, cell.traffic, level)
             out_of_memory = _out_of_memory(endpoint)
-            summary = metrics.summarize(records, cell.sla, cell.load.unit)
+            summary = metrics.summarize(records, cell.sla, cell.traffic.unit)
             if isinstance(endpoint, HttpEndpoint):
                 summary["client"] = client_check.notes_of(records)
             if records.server is not None:
@@ -185,7 +185,7 @@ def conclude(
         "users_max": int(largest) if closed else None,
         "level_max": largest,
         **limits,
-        "level_unit": cell.load.unit,
+        "level_unit": cell.traffic.unit,
         "cost_per_hour": cell.cost_per_hour,
         "cost_per_million_output_tokens": price,
         "price_source": cell.price_source,
@@ -227,7 +227,7 @@ def _identity(cell: Cell, endpoint: Endpoint, origin: weight.Origin, settings: T
         "task": tracking.CHARACTERIZE,
         "run_name": service_name(model, cell.gpu),
         "tracking_uri": redact(settings.uri),
-        "unit": cell.load.unit,
+        "unit": cell.traffic.unit,
         "config_hash": cell.config_hash(),
         "params": {"model.name": model} | cell.params(),
         "max_batch_weight": cell.max_batch_weight,
@@ -238,7 +238,7 @@ def _identity(cell: Cell, endpoint: Endpoint, origin: weight.Origin, settings: T
             tracking.TAG_MEASUREMENT: "simulated" if simulated else "measured",
             tracking.TAG_CONFIG_HASH: cell.config_hash(),
             tracking.TAG_VERSION: llmpilot.__version__,
-            tracking.TAG_STEP: tracking.step_meaning(cell.load.unit),
+            tracking.TAG_STEP: tracking.step_meaning(cell.traffic.unit),
         }
         | weight.tags_of(origin)
         | _known_of_the_server(endpoint),

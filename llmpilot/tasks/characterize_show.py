@@ -22,7 +22,7 @@ def announce(cell: Cell, settings: Tracking) -> None:
     )
     ladder = ", ".join(map(exactly, cell.load.levels))
     note(
-        f"{cell.load.unit}: {ladder}; "
+        f"{cell.traffic.unit}: {ladder}; "
         f"{cell.load.duration_s:g} s each after {cell.load.warmup_s:g} s warm-up; "
         f"workload {cell.workload_name}; max batch weight {_tokens(cell)}; "
         f"tracked in {settings.uri}"

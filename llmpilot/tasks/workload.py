@@ -12,12 +12,14 @@ from rich.table import Table
 from llmpilot import console
 from llmpilot.config import Facts, parse, plain
 from llmpilot.errors import ConfigError
+from llmpilot.tasks.conversing import described
 from llmpilot.workload import (
     PARAMETERS,
     Requests,
     Trace,
     WorkloadModel,
     fit,
+    load_conversations,
     load_workload,
     open_trace,
 )
@@ -55,6 +57,16 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         refuse_suffix(samples_file)
 
     started = time.perf_counter()
+    if trace is None and (talks := load_conversations(cfg.workload, cfg.seed)) is not None:
+        if samples_file:
+            raise ConfigError(
+                "samples are of requests that have nothing in common, which turns of conversations are not",
+                given=f"samples_file={samples_file}",
+                cure="leave it out",
+            )
+        result, table = described(talks, str(cfg.workload.name))
+        console.out.print(table)
+        return result | {"seconds": round(time.perf_counter() - started, 3)}
     if trace is None or output is None or figure is None:
         model = load_workload(cfg.workload)
         result = _describe(model)

@@ -105,7 +105,7 @@ class _Trial:
         self, traffic: Traffic, settings: Tuner, sla: Sla, cost_per_hour: float | None, seed: int
     ) -> None:
         self._traffic, self._settings, self._sla = traffic, settings, sla
-        self._workload = replace(traffic, seed=seed)
+        self._workload = traffic.reseeded(seed)
         self._cost_per_hour = cost_per_hour
         self._levels: list[metrics.Level] = []
         self._reports: list[tuple[int, float]] = []

@@ -1,7 +1,13 @@
 """What users send: request parameters, the model of their joint distribution, traces and arrival times."""
 
 from llmpilot.workload.arrivals import gamma, poisson, replay
-from llmpilot.workload.conversations import Chat, Conversation, ConversationSource, DrawnConversations
+from llmpilot.workload.conversations import (
+    Chat,
+    Conversation,
+    ConversationSource,
+    DrawnConversations,
+    TurnRequests,
+)
 from llmpilot.workload.joint import RequestStream, WorkloadModel, fit
 from llmpilot.workload.layouts import TraceColumns
 from llmpilot.workload.requests import PARAMETERS, Requests, concatenate, from_lengths
@@ -23,6 +29,7 @@ __all__ = [
     "TraceChunk",
     "TraceColumns",
     "TraceReading",
+    "TurnRequests",
     "Workload",
     "WorkloadModel",
     "concatenate",

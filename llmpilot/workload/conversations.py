@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from llmpilot.config import MOST_SECONDS, Facts, NonNegative
 from llmpilot.workload.lengths import QUANTILES, gamma_quantiles
-from llmpilot.workload.requests import Floats, Ints
+from llmpilot.workload.requests import Floats, Ints, Requests, from_lengths
 from llmpilot.workload.seeds import random_words
 
 STREAM = 0xC0F
@@ -78,6 +78,10 @@ class ConversationSource(Protocol):
 
     def conversation(self, number: int) -> Conversation:
         """Return conversation `number`."""
+        ...
+
+    def reseeded(self, seed: int) -> "ConversationSource":
+        """Return the source with other conversations of the same kind."""
         ...
 
 
@@ -166,6 +170,10 @@ class DrawnConversations:
             digest.update(np.ascontiguousarray(table).tobytes())
         return digest.hexdigest()
 
+    def reseeded(self, seed: int) -> "DrawnConversations":
+        """Return the source with other conversations of the same kind."""
+        return DrawnConversations(self.chat, seed)
+
     def conversation(self, number: int) -> Conversation:
         """Return conversation `number`."""
         turns, added, output, think = self._tables
@@ -209,23 +217,49 @@ def _whole(values: Floats) -> Ints:
     return np.diff(sums, prepend=0.0).astype(np.int64)
 
 
-def means_of(source: ConversationSource, count: int = SAMPLED) -> dict[str, float]:
-    """Return the means over the first `count` conversations, and what of their prompts was sent before.
+def sample_of(source: ConversationSource, count: int = SAMPLED) -> dict[str, Ints | Floats]:
+    """Return what the first `count` conversations are made of.
 
-    `turns` a conversation; `added_tokens`, `input_tokens` and `output_tokens` a turn; `think_time_s` before
-    each turn but the first; `repeated_share` of all prompt tokens: the system prompt and all that was said
-    before, which a cache that forgets nothing finds.
+    `turns` of each; `added_tokens`, `input_tokens` (the whole prompt) and `output_tokens` of each turn;
+    `think_time_s` before each but the first.
     """
     talks = [source.conversation(number) for number in range(count)]
-    inputs = np.concatenate([talk.input_tokens() for talk in talks])
-    added = np.concatenate([talk.added_tokens for talk in talks])
-    later = [talk.think_s[1:] for talk in talks]
-    pauses = np.concatenate(later)
     return {
-        "turns": len(inputs) / count,
-        "added_tokens": float(added.mean()),
-        "input_tokens": float(inputs.mean()),
-        "output_tokens": float(np.concatenate([talk.output_tokens for talk in talks]).mean()),
-        "think_time_s": float(pauses.mean()) if len(pauses) else 0.0,
-        "repeated_share": 1 - float(added.sum() / inputs.sum()),
+        "turns": np.array([len(talk) for talk in talks]),
+        "added_tokens": np.concatenate([talk.added_tokens for talk in talks]),
+        "input_tokens": np.concatenate([talk.input_tokens() for talk in talks]),
+        "output_tokens": np.concatenate([talk.output_tokens for talk in talks]),
+        "think_time_s": np.concatenate([talk.think_s[1:] for talk in talks]),
     }
+
+
+def means_of(sample: dict[str, Ints | Floats]) -> dict[str, float]:
+    """Return the means of a sample, and what of its prompts had been sent before.
+
+    `repeated_share` of all prompt tokens are the system prompt and what was said before: a cache that
+    forgets nothing finds them.
+    """
+    means = {key: float(values.mean()) if len(values) else 0.0 for key, values in sample.items()}
+    return means | {"repeated_share": 1 - means["added_tokens"] / means["input_tokens"]}
+
+
+class TurnRequests:
+    """The turns of conversations 0, 1, 2 ... one behind the other, as a stream of requests."""
+
+    def __init__(self, source: ConversationSource) -> None:
+        self._source, self._number = source, 0
+        self._inputs: Ints = np.empty(0, np.int64)
+        self._outputs: Ints = np.empty(0, np.int64)
+
+    def take(self, n: int) -> Requests:
+        """Return the next `n` requests."""
+        inputs, outputs, there = [self._inputs], [self._outputs], len(self._inputs)
+        while there < n:
+            talk = self._source.conversation(self._number)
+            self._number += 1
+            inputs.append(talk.input_tokens())
+            outputs.append(talk.output_tokens)
+            there += len(talk)
+        every_input, every_output = np.concatenate(inputs), np.concatenate(outputs)
+        self._inputs, self._outputs = every_input[n:], every_output[n:]
+        return from_lengths(every_input[:n], every_output[:n])

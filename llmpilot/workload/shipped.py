@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from llmpilot.config import Facts, NonNegative, Share, parse, plain
 from llmpilot.errors import ConfigError, did_you_mean
-from llmpilot.workload.conversations import Chat, ConversationSource, DrawnConversations, means_of
+from llmpilot.workload.conversations import Chat, ConversationSource, DrawnConversations, means_of, sample_of
 from llmpilot.workload.joint import WorkloadModel, fit
 from llmpilot.workload.lengths import Spread, model_of_lengths
 from llmpilot.workload.requests import from_lengths
@@ -107,7 +107,7 @@ def load_conversations(node: DictConfig | dict[str, Any], seed: int) -> Conversa
 
 def _no_conversations(conversations: ConversationSource) -> ConfigError:
     """Return the error where requests are drawn one by one, with what comes nearest."""
-    means = means_of(conversations)
+    means = means_of(sample_of(conversations))
     return ConfigError(
         "conversations are for task=characterize, tune and workload: here requests have nothing in common",
         given="workload=conversations",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llmpilot import catalog
 from llmpilot.errors import ConfigError
 from llmpilot.workload import ConversationSource, load_conversations, load_workload
-from llmpilot.workload.conversations import means_of
+from llmpilot.workload.conversations import TurnRequests, means_of, sample_of
 
 FACTS = {
     "name": "w",
@@ -41,29 +41,29 @@ def test_conversations_without_spread_are_known_by_hand() -> None:
     source = conversations(turns=3, **ALIKE)
     assert source.longest_tokens == 950
     # Of 1,650 prompt tokens, 600 are new; the system prompt was there before, and all that was said.
-    assert means_of(source)["repeated_share"] == pytest.approx(1 - 600 / 1650)
+    assert means_of(sample_of(source))["repeated_share"] == pytest.approx(1 - 600 / 1650)
 
 
 @given(turns=st.floats(1, 12), stdev=st.floats(0, 1.5), tokens=st.integers(2, 3_000))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_means_and_spreads_are_those_asked_for(turns: float, stdev: float, tokens: int) -> None:
     spread = stdev * (turns - 1)
     source = conversations(
         turns=turns, turns_stdev=spread, added_tokens=tokens, output_tokens=1, max_context_tokens=10_000_000
     )
-    talks = [source.conversation(number) for number in range(4_000)]
+    talks = [source.conversation(number) for number in range(2_500)]
     lengths = np.array([len(talk) for talk in talks])
     assert lengths.min() >= 1
-    assert lengths.mean() == pytest.approx(turns, rel=0.1)
+    assert lengths.mean() == pytest.approx(turns, rel=0.12)
     if spread:
-        assert lengths.std() == pytest.approx(spread, rel=0.12, abs=0.6)
+        assert lengths.std() == pytest.approx(spread, rel=0.2, abs=0.6)
     added = np.concatenate([talk.added_tokens for talk in talks])
     assert added.min() >= 1
-    assert added.mean() == pytest.approx(tokens, rel=0.1)
+    assert added.mean() == pytest.approx(tokens, rel=0.12)
     pauses = np.concatenate([talk.think_s[1:] for talk in talks])
     if len(pauses) > 2_000:
         assert pauses.mean() == pytest.approx(8, rel=0.1)
-        assert pauses.std() == pytest.approx(8, rel=0.15)
+        assert pauses.std() == pytest.approx(8, rel=0.2)
     assert all(talk.think_s[0] == 0 for talk in talks)
 
 
@@ -125,9 +125,17 @@ def test_where_requests_are_drawn_one_by_one_the_error_says_what_comes_nearest()
 def test_the_shipped_defaults_are_those_that_their_comments_name() -> None:
     source = load_conversations(catalog.option("workload", "conversations"), 42)
     assert source is not None
-    means = means_of(source)
+    means = means_of(sample_of(source))
     assert means["turns"] == pytest.approx(2.5, rel=0.05)
     assert means["added_tokens"] == pytest.approx(296, rel=0.05)
     assert means["output_tokens"] == pytest.approx(441, rel=0.05)
     assert means["think_time_s"] == pytest.approx(10, rel=0.05)
     assert source.longest_tokens == 8192
+
+
+def test_as_a_stream_of_requests_conversations_come_one_after_the_other() -> None:
+    source = conversations()
+    stream, talks = TurnRequests(source), [source.conversation(number) for number in range(40)]
+    parts = [stream.take(n) for n in (1, 0, 7, 30)]
+    taken = [tokens for part in parts for tokens in part.input_tokens.tolist()]
+    assert taken == [tokens for talk in talks for tokens in talk.input_tokens().tolist()][:38]

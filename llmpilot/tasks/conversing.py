@@ -1,0 +1,64 @@
+"""What tasks do with conversations: whether a service can be put under them, and what they are like."""
+
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from llmpilot.console import note
+from llmpilot.deploy.place import Place
+from llmpilot.engine.inference import InferenceEngine
+from llmpilot.errors import ConfigError
+from llmpilot.workload import ConversationSource
+from llmpilot.workload.conversations import SAMPLED, means_of, sample_of
+
+
+def require_conversations(engine: InferenceEngine, deployment: Place) -> None:
+    """Raise ConfigError where conversations cannot be held; say so where the engine forgets every prompt.
+
+    Raises:
+        ConfigError: the service is a real one, or the engine is told what share of each prompt is cached.
+    """
+    if deployment.measurement != "simulated":
+        raise ConfigError(
+            "conversations are simulated only: the client of real services sends requests one by one",
+            given=f"deployment={deployment.name}",
+            cure="deployment=simulated, or another workload",
+        )
+    if share := getattr(engine, "prefix_hit_share", 0.0):
+        raise ConfigError(
+            "what is cached of a conversation's prompts, its turns decide",
+            given=f"engine.prefix_hit_share={share:g}",
+            cure="leave it out",
+        )
+    if not engine.finds_prefixes:
+        enable = getattr(type(engine), "model_fields", {}).get("enable_prefix_caching")
+        cure = ": engine.enable_prefix_caching=true keeps it" if enable else ""
+        note(f"engine={engine.name} keeps nothing of a conversation between its turns{cure}", style="yellow")
+
+
+def described(source: ConversationSource, name: str) -> tuple[dict[str, Any], Table]:
+    """Return what conversations are like, as JSON values and as a table."""
+    sample = sample_of(source)
+    means = means_of(sample)
+    table = Table(title=f"workload {name}: the first {SAMPLED:,} conversations")
+    for heading in ("", "mean", "p50", "p95", "largest"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for key, values in sample.items():
+        figures = (
+            [*np.percentile(values, (50, 95)).tolist(), float(values.max())] if len(values) else [0.0] * 3
+        )
+        table.add_row(key, *(f"{figure:,.4g}" for figure in (means[key], *figures)))
+    table.caption = (
+        f"{means['repeated_share']:.0%} of the prompts' tokens were sent before: a system prompt of "
+        f"{source.system_tokens:,} tokens, and what was said; the longest turn has {source.longest_tokens:,}"
+    )
+    result = {
+        "workload": name,
+        "conversations": SAMPLED,
+        "mean": means,
+        "system_prompt_tokens": source.system_tokens,
+        "heaviest_weight_tokens": source.longest_tokens,
+        "content_hash": source.content_hash,
+    }
+    return result, table
