@@ -103,7 +103,7 @@ def read_answer(
     content_type = headers.get(b"content-type", b"text/event-stream")
     tokens = Tokens(sequences)
     begins = body[:64].lstrip()
-    if begins.startswith((b"{", b"[")) and (stated := _read_whole(body, tokens)) is not None:
+    if begins.startswith((b"{", b"[")) and (stated := _read_whole(body, tokens, output_tokens)) is not None:
         stated_kind, answer.message = stated
     elif b"event-stream" in content_type or b"json" in content_type or begins.startswith(_STREAM_BEGINS):
         stated_kind, answer.message = _read_events(with_plain_lines(body), tokens, cut)
@@ -136,15 +136,18 @@ def _parsed(data: bytes) -> Any:
     return payload
 
 
-def _read_whole(body: bytes, tokens: Tokens) -> tuple[str, str] | None:
+def _read_whole(body: bytes, tokens: Tokens, asked: int) -> tuple[str, str] | None:
     """Read an answer that is one object, not streamed; return the fault that it states and its words.
 
-    None: it is no such thing. The answer is there when its last byte is.
+    None: it is no such thing. The answer is there when its last byte is. Without a usage its tokens are known
+    only where it says that it went on for as many as were asked for.
     """
     try:
         payload = _parsed(body.strip())
         usage = payload.pop("usage", None) if type(payload) is dict else None
         known = tokens.feed(payload, len(body) - 1)
+        if not usage and tokens.finish == "length":
+            usage = {"completion_tokens": asked * tokens.sequences}
         tokens.feed({"choices": [], "usage": usage})
     except StreamError as error:
         message = _clean(str(error), LONGEST_MESSAGE)
@@ -260,7 +263,7 @@ def _check_end(answer: Reading, tokens: Tokens, output_tokens: int, body: bytes)
         answer.failure = "no_tokens"
         hidden = f"{answer.hidden_tokens} hidden tokens and " if answer.hidden_tokens else ""
         answer.message = f"{hidden}no output in: " + (_text(body) or "(nothing)")
-    elif answer.ended_early and not (tokens.done or tokens.finish or _usage_ends(tokens)):
+    elif answer.ended_early and not (tokens.whole or tokens.done or tokens.finish or _usage_ends(tokens)):
         answer.failure = "truncated_stream"
         got = len(answer.token_ns)
         answer.message = (

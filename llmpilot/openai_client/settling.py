@@ -279,7 +279,10 @@ class _Said:
         times = [self.times_ns[i] for i in self.outputs]
         if not self.sent_ns:
             return False
-        pace_ns = median_low([b - a for a, b in pairwise(times)]) if len(times) > 1 else 0
+        pace_ns = 0
+        if len(times) > 1 and self.total <= self.text:
+            pace_ns = median_low([b - a for a, b in pairwise(times)])
+        # Of more tokens than bytes some were hidden for certain, and it need only be possible at all.
         return 2 * (times[0] - self.sent_ns) >= hidden * max(pace_ns, FASTEST_NS)
 
 
