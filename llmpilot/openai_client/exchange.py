@@ -5,15 +5,15 @@ For looking at a service before it is measured: what answers here answers there,
 
 import asyncio
 import ssl
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 
 from llmpilot.openai_client.access import Access, Target
+from llmpilot.openai_client.arrivals import CODINGS, UndecodableError, decoded
 from llmpilot.openai_client.connecting import connect, connect_failure, said_of
 from llmpilot.openai_client.flight import Flight
-from llmpilot.openai_client.framing import BLANK_LINE, body_of, is_interim, split_head
+from llmpilot.openai_client.framing import BLANK_LINE, body_of, encoding_of, is_interim, split_head
 from llmpilot.openai_client.http import Connection, head_of
 from llmpilot.openai_client.http2 import begins_with_settings
 from llmpilot.openai_client.proxies import refused
@@ -169,13 +169,18 @@ async def _fly(connection: Connection, flight: Flight) -> str:
 
 
 def _read(flight: Flight) -> Exchange:
-    raw = b"".join(flight.pieces)
+    raw, ends = b"".join(flight.pieces), list(accumulate(map(len, flight.pieces)))
     status, lowered, start = split_head(raw)
     if not status:
         return Exchange(flight, 0, {}, "")
-    body, _, _, _ = body_of(raw, lowered, start)
-    coding = lowered.get(b"content-encoding", b"")
-    return Exchange(flight, status, _fields(raw[:start]), _decoded(body, coding).decode("utf-8", "replace"))
+    body, segments, _, _ = body_of(raw, lowered, start)
+    coding = encoding_of(lowered)
+    if coding in CODINGS:
+        try:
+            body, _, _ = decoded(body, coding, segments, ends, flight.times)
+        except UndecodableError:
+            body = b""
+    return Exchange(flight, status, _fields(raw[:start]), body.decode("utf-8", "replace"))
 
 
 def _fields(heads: bytes) -> dict[str, str]:
@@ -185,13 +190,3 @@ def _fields(heads: bytes) -> dict[str, str]:
         at = heads.index(BLANK_LINE, at) + len(BLANK_LINE)
     fields = (line.partition(":") for line in heads[at:].decode("latin-1").split("\r\n")[1:])
     return {name.strip().lower(): value.strip() for name, colon, value in fields if colon}
-
-
-def _decoded(body: bytes, coding: bytes) -> bytes:
-    """Return the body as it was before it was compressed, as much of it as can be read."""
-    if coding.strip() not in (b"gzip", b"x-gzip", b"deflate"):
-        return body
-    try:
-        return zlib.decompressobj(47 if b"gzip" in coding else 15).decompress(body, 10 * MOST_BYTES)
-    except zlib.error:
-        return b""

@@ -31,6 +31,9 @@ OWN_FIELDS = {
     "Accept-Encoding": "identity",  # what a compressor holds back would come late
 }
 
+WITHOUT_BODY = (b"204", b"304")
+"""Statuses whose answers end with their heads, whatever these say."""
+
 _HEAD, _CHUNKED, _LENGTH, _UNTIL_CLOSE = range(4)
 
 
@@ -60,6 +63,12 @@ def head_of(access: Access, path: str, headers: Mapping[str, str], method: str =
 def request(head: bytes, request_id: bytes, body: bytes) -> bytes:
     """Return a whole request: `head_of` it, an id to find it again in the server's log, and its body."""
     return b"%bX-Request-Id: %b\r\nContent-Length: %d\r\n\r\n%b" % (head, request_id, len(body), body)
+
+
+def with_carriage_returns(answer: bytes, size: int) -> bytes:
+    """Return an answer whose head, of this size, ends its lines in line feeds alone as it should be."""
+    head = answer[:size].replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    return head + BLANK_LINE + answer[size + 2 :]
 
 
 class Connection(asyncio.Protocol):
@@ -164,6 +173,11 @@ class Connection(asyncio.Protocol):
         start = 0
         while True:
             end = received.find(BLANK_LINE, start)
+            bare = received.find(b"\n\n", start, end if end >= 0 else len(received))
+            if bare >= 0:
+                received = received[:start] + with_carriage_returns(received[start:], bare - start)
+                flight.pieces[:] = [b""] * (len(flight.pieces) - 1) + [received]
+                continue
             if end < 0:
                 if len(received) > MAX_HEAD or not b"HTTP/1.".startswith(received[start : start + 7]):
                     self._end("bad_http")
@@ -182,7 +196,9 @@ class Connection(asyncio.Protocol):
             head.startswith(b"http/1.0") and b"\r\nconnection: keep-alive" not in head
         ):
             self.usable = False
-        if b"\r\ntransfer-encoding:" in head:
+        if flight.status in WITHOUT_BODY:
+            self._end("")
+        elif b"\r\ntransfer-encoding:" in head:
             self._framing = _CHUNKED
             if body and chunks_end(flight.pieces):
                 self._end("")

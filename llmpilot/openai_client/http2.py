@@ -1,10 +1,10 @@
 """HTTP/2 as the load test needs it, for servers that speak nothing else: one request at a time, as in `http`.
 
 Every arrival is stamped first, as there. What comes is handed on as if it were HTTP/1.1: a head, and a body
-up to the end of the stream; so whoever reads answers need not know. The frames are read here, not by a
-library for them: that would cost a hundred times as much for each token, and refuses the rest of an answer
-once the server has announced (GOAWAY) that it takes no further requests on the connection. Frames and
-errors are those of RFC 9113; hpack compresses the fields (RFC 7541).
+up to the end of the stream; so whoever reads answers need not know. The frames are read here, not by the
+library h2: that refuses the rest of an answer once the server has announced (GOAWAY) that it takes no further
+requests on the connection, as nginx does every so many requests, and costs several times as much for each
+token. Frames and errors are those of RFC 9113; hpack compresses the fields (RFC 7541).
 """
 
 import asyncio

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +42,7 @@ def get(
 
 def post(url: str, **access: Any) -> Exchange:
     reached = Access(url, **access)
-    return ask_now(resolve(reached), wire_of(reached, "POST", "/v1/completions", {}, b"{}"))
+    return ask_now(resolve(reached), wire_of(reached, "POST", "/v1/completions", {}, b"{}"), timeout_s=5)
 
 
 def test_an_answer_is_there_with_its_times_and_can_be_read_as_the_load_test_reads() -> None:
@@ -66,6 +67,43 @@ def test_an_early_hint_is_no_answer_and_what_is_compressed_is_unpacked() -> None
     assert answer.text == '{"data": []}'
     assert "x-a" not in answer.headers
     assert answer.headers["x-b"] == "2"
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
+def test_an_answer_that_has_no_body_is_not_waited_for(status: str) -> None:
+    head = f"HTTP/1.1 {status}\r\nX-A: b\r\n\r\n".encode()
+    with service(lambda send: send(head), "GET") as url:
+        answer = get(url, limits={"timeout_s": 5})
+    assert (str(answer.status), answer.text) == (status[:3], "")
+
+
+@pytest.mark.parametrize("cut", [1000, 30, 1])
+def test_lines_may_end_without_a_carriage_return(cut: int) -> None:
+    answers = b"HTTP/1.1 100 Go on\n\nHTTP/1.1 200 OK\nContent-Type: text/event-stream\nContent-Length: "
+    answers += b"%d\n\n%b" % (len(SOUND), SOUND)
+
+    def way(send: Callable[[bytes], Any]) -> None:
+        for at in range(0, len(answers), cut):
+            send(answers[at : at + cut])
+            time.sleep(0.0001)
+
+    with service(way) as url:
+        answer = post(url)
+    assert (answer.status, answer.text.encode()) == (200, SOUND)
+    read = read_answer(answer.raw, answer.ends, answer.flight.times, output_tokens=1, sequences=1)
+    assert read.failure == ""
+
+
+@needs_openssl
+def test_a_body_ends_with_its_connection_however_that_ends(tmp_path: Path) -> None:
+    def way(send: Callable[[bytes], Any]) -> None:
+        send(HEAD + b"\r\n" + SOUND)
+        raise OSError  # the handler closes the connection, and says no farewell in TLS either
+
+    with service(way) as url:
+        assert post(url).text.encode() == SOUND
+    with service(way, tls=self_signed(tmp_path)) as url:
+        assert post(url, verify_tls=False).text.encode() == SOUND
 
 
 @pytest.mark.parametrize(
