@@ -9,6 +9,7 @@ from llmpilot.config import Facts
 from llmpilot.deploy.nvml import Gpus
 from llmpilot.engine.openai import Dialect, Fields, OpenAIEngine
 from llmpilot.engine.server import ServerMetrics
+from llmpilot.engine.words import WordCount
 from llmpilot.errors import DoesNotFitError
 from llmpilot.openai_client.access import Access
 
@@ -41,7 +42,8 @@ class HttpEndpoint:
     """A service that answers at `url` (no slash, no version of an API at its end).
 
     Its API begins at `api_path` below that; `query` follows every path, without its question mark. `headers`
-    and `query` may hold keys. `fields` says which of the dialect's fields it takes.
+    and `query` may hold keys. `fields` says which of the dialect's fields it takes, `not_taken` which of the
+    richest dialect it did not take when it was asked; `words` is how it counts prompts of words.
     `vocabulary_size` bounds the token ids of random prompts; None takes ids that every LLM has.
     `simulated`: our own emulator answers there, so nothing of it is a measurement of an engine.
     `metrics` is where it shows its own, `gpus` those of this machine that it runs on; None: nothing known.
@@ -67,6 +69,8 @@ class HttpEndpoint:
     api_path: str = "/v1"
     query: str = field(default="", repr=False)
     fields: Fields = field(default_factory=Fields)
+    not_taken: tuple[str, ...] = ()
+    words: WordCount = field(default_factory=WordCount)
 
     @property
     def access(self) -> Access:
@@ -81,6 +85,13 @@ class HttpEndpoint:
     def at(self, path: str) -> str:
         """Return a path below `url` with the query that every request carries."""
         return f"{path}?{self.query}" if self.query else path
+
+    @property
+    def wire(self) -> str:
+        """How requests are put to it, in words: the API, what prompts are, and what it did not take."""
+        prompts = "token ids" if self.engine.takes_token_ids else "text"
+        left_out = f"; does not take {', '.join(self.not_taken)}" if self.not_taken else ""
+        return f"{self.api_path}{self.engine.path}, prompts of {prompts}, dialect {self.dialect}{left_out}"
 
     @property
     def hardware(self) -> str | None:

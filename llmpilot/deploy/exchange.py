@@ -1,40 +1,68 @@
-"""One HTTP exchange with a service, bounded in time and size, whatever comes back.
+"""Requests to a service before it is measured, on the load test's own connections and with its own reader."""
 
-The library's own limits begin anew with every piece: a server that always sends another one never meets them.
-"""
-
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
-import httpx
+from llmpilot.openai_client.access import Access, Target, resolve
+from llmpilot.openai_client.connecting import connect_failure, said_of
+from llmpilot.openai_client.exchange import Exchange, NoAnswerError, ask_now, wire_of
+from llmpilot.openai_client.reading import Reading, read_answer
 
-from llmpilot.secrets import HIDDEN
+__all__ = ["Answer", "Caller", "NoAnswerError"]
 
-MOST_BYTES = 8_000_000
-SHORTEST_SECRET = 6
-
-
-class TooLongError(Exception):
-    """The answer is far longer than such an answer is."""
+LENGTHS = ("too_few_tokens", "too_many_tokens")
+"""Failures of a reading that are none here: a first answer may be of any length, and of nothing at all."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer; header names are in lower case."""
+    """A whole answer."""
 
-    status: int
-    headers: Mapping[str, str]
-    text: str
+    exchange: Exchange = field(repr=False)
+
+    @property
+    def status(self) -> int:
+        """Its status."""
+        return self.exchange.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Its header fields, their names in lower case."""
+        return self.exchange.headers
+
+    @property
+    def text(self) -> str:
+        """Its body. What is to be shown of it goes through `served_text.shown`."""
+        return self.exchange.text
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is one JSON object, not a stream of events."""
+        return self.text.lstrip()[:1] == "{"
+
+    def reading(self, output_tokens: int) -> Reading:
+        """Return what the load test would read in it; `failure` is "" where it would count it."""
+        reading = read_answer(
+            self.exchange.raw,
+            self.exchange.ends,
+            self.exchange.flight.times,
+            output_tokens=output_tokens,
+            sequences=1,
+        )
+        begun = reading.failure == "no_tokens" and ("[DONE]" in self.text or '"choices"' in self.text)
+        if begun or reading.failure in LENGTHS:
+            reading.failure = reading.message = ""
+        return reading
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Asks the service at `url`; all its requests carry `headers`."""
+    """Asks a service; all its requests carry `headers`, and `query` behind their path."""
 
-    url: str
-    headers: dict[str, str] = field(default_factory=dict, repr=False)
-    verify_tls: bool = True
+    access: Access
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    query: str = field(default="", repr=False)
     connect_timeout_s: float = 10.0
     timeout_s: float = 600.0
 
@@ -49,37 +77,24 @@ class Caller:
     ) -> Answer:
         """Return the whole answer, which is there within `timeout_s`, connecting included.
 
-        Our own credentials, which some servers repeat, are hidden in it.
-
         Raises:
-            TimeoutError, httpx.TimeoutException: it is not.
-            TooLongError: it goes on after MOST_BYTES.
-            httpx.HTTPError: no connection, or no HTTP on it.
+            NoAnswerError: it is not, or there is no connection, or no HTTP on it.
+            ConfigError: a file of certificates cannot be used.
         """
-        return asyncio.run(self._ask(method, path, content, headers or {}, timeout_s or self.timeout_s))
+        goal = f"{path}?{self.query}" if self.query else path
+        fields = dict(headers or {}) | dict(self.headers)
+        wire = wire_of(self.access, method, goal, fields, content)
+        exchange = ask_now(
+            self._target,
+            wire,
+            connect_timeout_s=self.connect_timeout_s,
+            timeout_s=timeout_s or self.timeout_s,
+        )
+        return Answer(exchange)
 
-    async def _ask(
-        self, method: str, path: str, content: bytes | None, headers: Mapping[str, str], timeout_s: float
-    ) -> Answer:
-        async with (
-            asyncio.timeout(timeout_s),
-            httpx.AsyncClient(
-                base_url=self.url,
-                headers={"Accept-Encoding": "identity"} | self.headers,
-                verify=self.verify_tls,
-                timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, self.connect_timeout_s)),
-                trust_env=False,
-            ) as http,
-            http.stream(method, path, content=content, headers=dict(headers)) as answer,
-        ):
-            body = bytearray()
-            async for piece in answer.aiter_bytes():
-                body += piece
-                if len(body) > MOST_BYTES:
-                    raise TooLongError
-            text = body.decode("utf-8", "replace")
-            return Answer(answer.status_code, answer.headers, self._without_credentials(text))
-
-    def _without_credentials(self, text: str) -> str:
-        _, _, credentials = self.headers.get("Authorization", "").partition(" ")
-        return text.replace(credentials, HIDDEN) if len(credentials) >= SHORTEST_SECRET else text
+    @cached_property
+    def _target(self) -> Target:
+        try:
+            return resolve(self.access)
+        except OSError as error:
+            raise NoAnswerError(connect_failure(error), said_of(error)) from error

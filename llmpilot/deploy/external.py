@@ -1,41 +1,44 @@
 """A service that is already there: nothing is started or stopped, only looked at.
 
-Asks which models it serves, and sends one request of two tokens to learn which of our fields it takes.
+Asks which models it serves, and sends requests of two tokens to learn how it wants to be asked.
 """
 
-import json
-import os
-from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
-from urllib.parse import unquote, urlsplit
+from typing import Annotated, Any, ClassVar, Literal
 
-import httpx
-from pydantic import field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from llmpilot.config import Facts, Gpu, Model, VariableName
-from llmpilot.deploy import trouble
+from llmpilot.console import note
+from llmpilot.deploy import credentials
 from llmpilot.deploy.endpoint import ClientSettings, HttpEndpoint
-from llmpilot.deploy.exchange import Answer, Caller, TooLongError
-from llmpilot.deploy.first_answer import PROBE, PROBE_IDS, fault_in_stream
+from llmpilot.deploy.exchange import Caller
+from llmpilot.deploy.first_visit import FirstVisit, say_how
 from llmpilot.deploy.metrics_page import discover
-from llmpilot.deploy.served_text import shown
-from llmpilot.deploy.service_url import checked
-from llmpilot.engine.openai import Dialect, OpenAIEngine
-from llmpilot.errors import PilotError, did_you_mean
+from llmpilot.deploy.probe import Settled
+from llmpilot.deploy.service_url import checked, taken_apart
+from llmpilot.deploy.trouble import ServiceError
+from llmpilot.deploy.word_count import count_words
+from llmpilot.engine.openai import OpenAIEngine
+from llmpilot.engine.words import WordCount
+from llmpilot.openai_client.access import Access
+from llmpilot.openai_client.proxies import proxy_for, read_proxy
+from llmpilot.secrets import remember
+
+__all__ = ["EMULATOR_OWNER", "ExternalDeployment", "ServiceError"]
 
 EMULATOR_OWNER = "llm-pilot-emulator"
-
-
-class ServiceError(PilotError):
-    """A service cannot be reached, or is not what it should be."""
+USUAL_VARIABLE = "OPENAI_API_KEY"
+HeaderValue = Annotated[str, BeforeValidator(str)]
 
 
 class ExternalDeployment(Facts):
     """An OpenAI-compatible server at `url`. `model` may be left out where it serves only one.
 
-    The API key is read from the environment variable `api_key_env`; without one, none is sent.
+    The API key is read from the environment variable `api_key_env`; without one, none is sent. `headers` go
+    with every request; the value `env:NAME` is read from that variable. `ca_file` has certificates to trust
+    besides the system's. `proxy` is a proxy's URL, none, or auto: as the environment says.
     """
 
     name: ClassVar[str] = "external"
@@ -44,8 +47,12 @@ class ExternalDeployment(Facts):
 
     url: str
     model: str | None = None
-    api_key_env: VariableName = "OPENAI_API_KEY"
+    api_key_env: VariableName = USUAL_VARIABLE
+    headers: dict[str, HeaderValue] = Field(default_factory=dict)
     verify_tls: bool = True
+    ca_file: str | None = None
+    proxy: str = "auto"
+    http_version: Annotated[Literal["auto", "1.1", "2"], BeforeValidator(str)] = "auto"
     client: ClientSettings = ClientSettings()
 
     @field_validator("url")
@@ -68,7 +75,7 @@ class ExternalDeployment(Facts):
 
     def headline(self, engine: OpenAIEngine, model: Model | None, gpu: Gpu | None) -> str:
         """Return what is measured."""
-        return f"the service at {self.url}"
+        return f"the service at {taken_apart(self.url).root}"
 
     @contextmanager
     def start(
@@ -84,153 +91,93 @@ class ExternalDeployment(Facts):
 
         Raises:
             ServiceError: it does not: unreachable, unauthorized, no such model, or not such a server.
+            ConfigError: a file of certificates, or a proxy, cannot be used.
         """
-        headers = self._authorization()
-        caller = Caller(
-            self.url,
-            headers,
-            self.verify_tls,
-            connect_timeout_s=self.client.connect_timeout_s,
-            timeout_s=self.client.request_timeout_s,
-        )
-        served, facts = self._find_model(caller)
+        visit = self._visit()
+        listing, api_paths = visit.models(self.model)
+        served = visit.choose(listing, self.model)
+        facts = listing.facts_of(served)
         owner = str(facts.get("owned_by", ""))
-        engine = engine.ways()[0]
-        dialect = self._find_dialect(caller, engine, served, owner)
+        settled = visit.settle(engine, api_paths, served, listing, owner)
+        say_how(settled, served, listing, engine)
+        words = _count_words(visit, settled, served)
+        way, caller = settled.way, visit.caller
         metrics = discover(caller)
         yield HttpEndpoint(
-            url=self.url,
+            url=caller.access.url,
             model=served,
-            engine=engine,
-            dialect=dialect,
-            headers=headers,
+            engine=way.engine,
+            dialect=settled.dialect,
+            headers=dict(caller.headers),
             verify_tls=self.verify_tls,
             vocabulary_size=engine.vocabulary_size or _smallest_vocabulary(model, facts),
             client=self.client,
             simulated=owner == EMULATOR_OWNER,
             metrics=metrics,
+            ca_file=self.ca_file,
+            proxy=caller.access.proxy,
+            http2=caller.access.http2,
+            api_path=way.api_path,
+            query=caller.query,
+            fields=settled.fields,
+            not_taken=settled.not_taken,
+            words=words,
         )
 
-    def _authorization(self) -> dict[str, str]:
-        """Return the header that says who we are: the API key, else the user and password of the URL.
-
-        Raises:
-            ServiceError: the key has characters that no key has.
-        """
-        if key := os.environ.get(self.api_key_env, "").strip():  # of a mounted secret, a newline is no part
-            if not (key.isascii() and key.isprintable()):
-                raise ServiceError(
-                    f"the API key in ${self.api_key_env} (not shown) is not all printable ASCII",
-                    cure=f"export {self.api_key_env}=..., the key alone, on one line",
-                )
-            return {"Authorization": f"Bearer {key}"}
-        parts = urlsplit(self.url)
-        if user := parts.username:
-            pair = f"{unquote(user)}:{unquote(parts.password or '')}"
-            return {"Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
-        return {}
-
-    def _find_model(self, caller: Caller) -> tuple[str, dict[str, Any]]:
-        """Return the model to ask for, and what the server says of it."""
-        answer = self._ask(caller, "GET", "/v1/models")
-        try:
-            models = {str(entry["id"]): dict(entry) for entry in json.loads(answer.text)["data"]}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            models = {}
-        if answer.status != 200 or not models:
-            raise ServiceError(
-                f"{self.url} is not an OpenAI-compatible server, or serves no model yet: "
-                f"GET /v1/models answered {answer.status} {shown(answer.text)}",
-                cure="check deployment.url (without /v1/...), and that the server has finished loading",
+    def _visit(self) -> FirstVisit:
+        """Return a visit that goes where this says, with the keys that it names."""
+        place = taken_apart(self.url)
+        remember(place.secrets)
+        own = credentials.own_headers(self.headers)
+        ours = {}
+        if not (credentials.has_key(own) and self.api_key_env == USUAL_VARIABLE):
+            ours = credentials.authorization(self.api_key_env, place.user)
+        headers = credentials.together(own, ours)
+        proxy = proxy_for(place.root, self.proxy)
+        if proxy is not None:
+            note(
+                f"requests go through the proxy {read_proxy(proxy).shown}: its time is part of every latency"
             )
-        if self.model is None and len(models) > 1:
-            raise ServiceError(
-                f"{self.url} serves several models: {shown(', '.join(models))}",
-                cure="choose one with deployment.model=...",
-            )
-        chosen = self.model or next(iter(models))
-        if chosen not in models:
-            hint = did_you_mean(chosen, models)
-            raise ServiceError(
-                f"{self.url} does not serve this model",
-                given=f"deployment.model={chosen}",
-                cure=f"{hint}it serves {shown(', '.join(models))}",
-            )
-        return chosen, models[chosen]
-
-    def _find_dialect(self, caller: Caller, engine: OpenAIEngine, model: str, owner: str) -> Dialect:
-        """Return the first dialect in which the server answers a request of two tokens.
-
-        An answer that begins well and then states an error in its stream is a refusal like any other.
-        """
-        fault = ""
-        for dialect in engine.dialects(owner):
-            prompt = PROBE_IDS if engine.takes_token_ids else b'"the of and to"'
-            body = engine.body(PROBE, [prompt], model, dialect)
-            answer = self._ask(
-                caller,
-                "POST",
-                f"/v1{engine.path}",
-                content=body,
-                headers={"Content-Type": "application/json"},
-            )
-            if answer.status == 200:
-                fault = fault_in_stream(answer.text)
-                if not fault:
-                    return dialect
-            elif answer.status not in (400, 422):
-                break
-        status = answer.status
-        if status == 200:
-            raise ServiceError(
-                f"{self.url} serves {shown(model)}, but answered a request of two tokens with {fault}",
-                cure="see the server's log; it may not have the memory or the context for its own settings",
-            )
-        if status == 404:
-            other = "chat" if engine.api == "completions" else "completions"
-            raise ServiceError(
-                f"{self.url} has no /v1{engine.path}", cure=f"try the other API: engine.api={other}"
-            )
-        cure = trouble.cure_of(status)
-        if status in (400, 422) and engine.takes_token_ids:
-            cure = "if it refuses token ids as a prompt, send text: engine.prompt=text"
-        raise ServiceError(
-            f"{self.url} serves {shown(model)}, but answered a request of two tokens with {status}: "
-            f"{shown(answer.text)}",
-            cure=cure,
+        caller = Caller(
+            Access(place.root, self.verify_tls, self.ca_file, proxy, http2=self.http_version == "2"),
+            headers,
+            place.query,
+            connect_timeout_s=self.client.connect_timeout_s,
+            timeout_s=self.client.request_timeout_s,
         )
+        return FirstVisit(place, caller, *self._of_key(own, ours))
 
-    def _ask(
-        self,
-        caller: Caller,
-        method: str,
-        path: str,
-        content: bytes | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> Answer:
-        """Return an answer that is neither a refusal of us nor sends us elsewhere."""
-        try:
-            answer = caller.ask(method, path, content, headers)
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, TooLongError, UnicodeError) as error:
-            wrong, cure = trouble.of_no_answer(error, self.url, f"{method} {path}", caller.timeout_s)
-            raise ServiceError(wrong, cure=cure) from None
-        if answer.status in (401, 403):
-            raise self._refused(answer.status, caller.headers.get("Authorization", ""))
-        found = trouble.of_redirect(answer, self.url, path) or trouble.of_limit(answer, self.url, path)
-        if found is not None:
-            raise ServiceError(found[0], cure=found[1])
-        return answer
-
-    def _refused(self, status: int, sent: str) -> ServiceError:
+    def _of_key(self, own: dict[str, str], ours: dict[str, str]) -> tuple[str, str]:
+        """Return what a server that refuses us refuses, and how to mend it."""
         cure = f"export {self.api_key_env}=..., or name another variable: deployment.api_key_env=KEY"
+        if credentials.has_key(own):
+            names = ", ".join(f"deployment.headers.{name}" for name in own)
+            return f"refuses the key in {names}", f"correct it: {names}=env:MY_KEY"
+        sent = ours.get("Authorization", "")
         if sent.startswith("Basic "):
             what = "refuses the user and password of deployment.url"
-            cure = f"correct them; if it wants an API key: {cure}"
-        elif sent:
-            what = f"refuses the key in ${self.api_key_env}"
-        else:
-            what = f"wants an API key, and ${self.api_key_env} is not set"
-        return ServiceError(f"{self.url} {what} ({status})", cure=cure)
+            return what, f"correct them; if it wants an API key: {cure}"
+        if sent:
+            return f"refuses the key in ${self.api_key_env}", cure
+        other = "; a key in a header of its own: deployment.headers.api-key=env:MY_KEY"
+        return f"wants an API key, and ${self.api_key_env} is not set", cure + other
+
+
+def _count_words(visit: FirstVisit, settled: Settled, model: str) -> WordCount:
+    """Return how the server counts prompts of words, where such are sent, and say so."""
+    if settled.way.engine.takes_token_ids:
+        return WordCount()
+    words = count_words(visit.post, settled, model)
+    if words.measured:
+        note(
+            f"the server counts {words.tokens_per_word:.2f} tokens for each word of a prompt and "
+            f"{words.extra_tokens:.0f} besides: prompts have as many words as meet the workload's tokens"
+        )
+    else:
+        note(
+            "the server does not say how many tokens a prompt has: each word is taken for one", style="yellow"
+        )
+    return words
 
 
 def _smallest_vocabulary(model: Model | None, facts: dict[str, Any]) -> int | None:

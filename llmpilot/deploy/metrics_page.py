@@ -4,9 +4,10 @@ import time
 
 import httpx
 
-from llmpilot.deploy.exchange import MOST_BYTES, Caller, TooLongError
+from llmpilot.deploy.exchange import Caller, NoAnswerError
 from llmpilot.engine.known_metrics import KNOWN, recognise
 from llmpilot.engine.server import ServerMetrics
+from llmpilot.openai_client.exchange import MOST_BYTES
 
 TIMEOUT_S = 2.0
 
@@ -40,7 +41,7 @@ def discover(caller: Caller) -> ServerMetrics | None:
     for path in dict.fromkeys(metrics.path for metrics in KNOWN):
         try:
             answer = caller.ask("GET", path, headers={"Accept": "text/plain"}, timeout_s=2 * TIMEOUT_S)
-        except (httpx.HTTPError, TimeoutError, TooLongError):
+        except NoAnswerError:
             continue
         found = recognise(answer.text) if answer.status == 200 else None
         if found is not None:

@@ -1,14 +1,60 @@
-"""The URL of a service, as a person may write it. Knows nothing of what answers there."""
+"""The URL of a service, as a person may paste it. Knows nothing of what answers there."""
 
-from urllib.parse import SplitResult, urlsplit
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 import httpx
 
 EXAMPLE = "http://127.0.0.1:8000"
+VERSION = re.compile(r"v\d+\w*")
+ENDPOINTS: dict[str, Literal["completions", "chat"] | None] = {
+    "/chat/completions": "chat",
+    "/completions": "completions",
+    "/models": None,
+}
+HARMLESS = ("api-version",)
+"""Parameters of a query that no secret hides in."""
+_AZURE = re.compile(r"/deployments/([^/]+)$")
+
+
+@dataclass(frozen=True)
+class ServiceUrl:
+    """Where a service answers, taken apart.
+
+    `root` has no user, no slash at its end and no version of the API: metrics are looked for below it.
+    `api_paths` are what may follow it before `/completions`, the likeliest first. `api` is the one that was
+    pasted with the URL. `query` goes with every request; `user` is "name:password", or "".
+    """
+
+    root: str
+    api_paths: tuple[str, ...] = ("/v1", "")
+    api: Literal["completions", "chat"] | None = None
+    query: str = field(default="", repr=False)
+    user: str = field(default="", repr=False)
+
+    @property
+    def deployment(self) -> str | None:
+        """The name of the deployment in a URL of Azure OpenAI, by which it calls its model."""
+        found = _AZURE.search(self.root)
+        return unquote(found[1]) if found else None
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What of it must not be shown: the user's name and password, and the values of its query."""
+        pairs = (pair.partition("=") for pair in self.query.split("&"))
+        values = [value for name, _, value in pairs if name.lower() not in HARMLESS]
+        return tuple(
+            secret
+            for value in [*values, *self.user.split(":", 1)]
+            for secret in {value, unquote(value)}
+            if secret
+        )
 
 
 def checked(url: str) -> str:
-    """Return the URL as requests begin with it: without a slash or `/v1` at its end.
+    """Return the URL without what says nothing: blanks around it; a slash, `/v1` or `/v1/models` behind it.
 
     Raises:
         ValueError: what is wrong with it; a password or key in it is not shown.
@@ -19,12 +65,12 @@ def checked(url: str) -> str:
             "deployment.url (not shown) has a space or a control character in it: "
             f"write a space of its path as %20, or give a URL such as {EXAMPLE}"
         )
-    whole, given = url, f"deployment.url={_without_user(url)}"
-    url = url.partition("?")[0].partition("#")[0]
-    if url != whole:
+    shown = _to_show(url)
+    given = f"deployment.url={shown}"
+    if "#" in url:
         raise ValueError(
-            f"deployment.url={_without_user(url)} goes on with a query or a fragment (not shown), which no "
-            f"request would carry: leave out what begins with {whole[len(url)]}"
+            f"{given} goes on with a fragment (not shown), which no request would carry: leave out what "
+            "begins with #"
         )
     try:
         parts, port = _split(url)
@@ -34,9 +80,32 @@ def checked(url: str) -> str:
         raise ValueError(f"{given} is no URL of a server: give one such as {EXAMPLE}")
     if port == 0:
         raise ValueError(f"{given} has port 0, which no server has: give one such as {EXAMPLE}")
-    if not (parts.hostname + parts.path).isascii():
+    if not (parts.hostname + parts.path + parts.query).isascii():
         raise ValueError(f"{given} is not ASCII: write its path with %, its host as xn--...")
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+    path = parts.path.rstrip("/").removesuffix("/v1/models").removesuffix("/v1").rstrip("/")
+    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+def taken_apart(url: str) -> ServiceUrl:
+    """Return the parts of a URL that `checked` has returned."""
+    parts = urlsplit(url)
+    user, _, place = parts.netloc.rpartition("@")
+    path = parts.path
+    api_paths: tuple[str, ...] = ("/v1", "")
+    ending = next((ending for ending in ENDPOINTS if path.endswith(ending)), None)
+    if ending is not None:
+        path, api_paths = path.removesuffix(ending), ("",)
+    above, _, last = path.rpartition("/")
+    if VERSION.fullmatch(last):
+        path, api_paths = above, (f"/{last}",)
+    name, _, password = user.partition(":")
+    return ServiceUrl(
+        root=f"{parts.scheme}://{place}{path}",
+        api_paths=api_paths,
+        api=ENDPOINTS[ending] if ending else None,
+        query=parts.query,
+        user=f"{unquote(name)}:{unquote(password)}" if user else "",
+    )
 
 
 def _split(url: str) -> tuple[SplitResult, int | None]:
@@ -47,7 +116,9 @@ def _split(url: str) -> tuple[SplitResult, int | None]:
     return parts, port
 
 
-def _without_user(url: str) -> str:
-    scheme, separator, rest = url.rpartition("://")
+def _to_show(url: str) -> str:
+    """Return what may be shown of what was given for a URL: not its user, query or fragment."""
+    whole = url.partition("?")[0].partition("#")[0]
+    scheme, separator, rest = whole.rpartition("://")
     user, at, place = rest.rpartition("@")
-    return f"{scheme}{separator}***@{place}" if user or at else url
+    return f"{scheme}{separator}***@{place}" if user or at else whole

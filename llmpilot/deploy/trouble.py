@@ -1,73 +1,85 @@
 """What an exchange with a service that went wrong means, and how to mend it: in words, for its error."""
 
-import os
+import ssl
 
-import httpx
-
-from llmpilot.deploy.exchange import MOST_BYTES, Answer, TooLongError
+from llmpilot.deploy.exchange import Answer, NoAnswerError
 from llmpilot.deploy.served_text import shown
+from llmpilot.errors import PilotError
+
+
+class ServiceError(PilotError):
+    """A service cannot be reached, or is not what it should be."""
+
 
 Trouble = tuple[str, str]
 """What is wrong, and how to mend it."""
 START = "start the server, or correct deployment.url"
+TRUST = (
+    "if its certificate is of an authority of your own, name that: deployment.ca_file=FILE (PEM), or "
+    "SSL_CERT_FILE=FILE in the environment; deployment.verify_tls=false trusts whoever answers"
+)
+WRONG_HOST = "correct the host in deployment.url; deployment.verify_tls=false trusts whoever answers"
+PROXY = "correct deployment.proxy or the variable that names it, or go straight there: deployment.proxy=none"
 
 
-def of_no_answer(error: Exception, url: str, what: str, timeout_s: float) -> Trouble:
-    """Return the trouble of a request (`what`: its method and path) that had no whole answer."""
+def of_no_answer(error: NoAnswerError, url: str, what: str, timeout_s: float, *, first: bool) -> Trouble:
+    """Return the trouble of a request (`what`: its method and path) that had no whole answer.
+
+    `first`: nothing that was sent before has been understood.
+    """
     scheme, _, rest = url.partition("://")
     other = f"deployment.url=http://{rest}" if scheme == "https" else f"deployment.url=https://{rest}"
-    said = shown(_words(error)) or type(error).__name__
-    if isinstance(error, httpx.ConnectTimeout):
-        hint = f"; if it speaks no TLS: {other}" if scheme == "https" else ""
-        return f"{url} does not answer: connecting to it timed out", f"{START}{hint}"
-    if isinstance(error, TimeoutError | httpx.TimeoutException):
-        return (
-            f"{url} does not answer: {what} timed out, without a whole answer in {timeout_s:g} s",
-            "see whether the server is overloaded; deployment.client.request_timeout_s=... waits longer",
-        )
-    if isinstance(error, TooLongError):
-        return (
-            f"{url} answers {what} without end: with more than {MOST_BYTES // 1_000_000} MB",
-            "see the server's log; another service may be at this URL",
-        )
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return (
-            f"{url} has a certificate that this machine does not trust: {said}",
-            "if you do: deployment.verify_tls=false; or correct the host in deployment.url",
-        )
-    if scheme == "https" and "SSL" in str(error):
-        return f"{url} speaks no TLS that we know: {said}", f"if it speaks none: {other}"
-    if isinstance(error, httpx.ConnectError | UnicodeError):
-        return f"{url} cannot be reached: {said}", START
-    first = what.startswith("GET")  # later ones have been understood
+    said = shown(str(error))
+    cause = error.__cause__
+    match error.kind:
+        case "connect_timeout":
+            hint = f"; if it speaks no TLS: {other}" if scheme == "https" else ""
+            return f"{url} does not answer: connecting to it timed out", f"{START}{hint}"
+        case "request_timeout":
+            return (
+                f"{url} does not answer: {what} timed out, without a whole answer in {timeout_s:g} s",
+                "see whether the server is overloaded; deployment.client.request_timeout_s=... waits longer",
+            )
+        case "endless_answer":
+            return (
+                f"{url} answers {what} without end: with {said}",
+                "see the server's log; another service may be at this URL",
+            )
+        case "proxy_unreachable" | "proxy_refused":
+            return f"{url} cannot be reached: {said}", PROXY
+        case "tls_failed" if isinstance(cause, ssl.SSLCertVerificationError):
+            named = "not valid for" in said or "mismatch" in said
+            return (
+                f"{url} has a certificate that this machine does not trust: {said}",
+                WRONG_HOST if named else TRUST,
+            )
+        case "tls_failed":
+            return f"{url} speaks no TLS that we know: {said}", f"if it speaks none: {other}"
+        case "client_out_of_sockets":
+            return (
+                f"{url} cannot be reached: {said}",
+                "end programs that hold many connections, or raise `ulimit -n`",
+            )
+        case "connection_refused" | "unknown_name" | "connect_failed":
+            return f"{url} cannot be reached: {said}", START
     hint = f"; if it speaks TLS: {other}" if first and scheme == "http" else ""
     return f"{url} gave no whole answer to {what}: {said}", f"{START}{hint}"
 
 
-def _words(error: BaseException) -> str:
-    """Return what the operating system says of it, which is more than the library does; else its words."""
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, ConnectionError) and found.errno:
-            return os.strerror(found.errno)
-        if isinstance(found, OSError) and found.strerror:
-            return str(found)
-        if isinstance(found, BaseExceptionGroup):  # one for each of the host's addresses
-            found = found.exceptions[0]
-        else:
-            found = found.__cause__ or found.__context__
-    return str(error)
+def of_redirect(answer: Answer, url: str, path: str, keep: str = "") -> Trouble | None:
+    """Return the trouble of a service that sends elsewhere; None where the answer does not.
 
-
-def of_redirect(answer: Answer, url: str, path: str) -> Trouble | None:
-    """Return the trouble of a service that sends elsewhere; None where the answer does not."""
+    `keep` is what deployment.url must have behind the place that is named instead, such as `/v3`.
+    """
     location = answer.headers.get("location", "")
     if not 300 <= answer.status < 400 or not location:
         return None
     goal = shown(location.partition("?")[0])
-    there, found, _ = goal.rpartition(path)
-    if found and there.startswith(("http://", "https://")):
-        cure = f"deployment.url={there}, if that is the service"
+    there, found, behind = goal.rpartition(path)
+    if found and not behind.strip("/") and there.startswith(("http://", "https://")):
+        cure = f"deployment.url={there}{keep}, if that is the service"
+        if keep:
+            cure += " (with the query that deployment.url has, if any)"
     else:
         cure = "correct deployment.url; a proxy or a login page may stand before the service"
     return f"{url} answered {path} with {answer.status}: go to {goal}", cure

@@ -106,7 +106,8 @@ class OpenAIEngine(InferenceEngine):
     def ways(self, api: Literal["completions", "chat"] | None = None) -> list["OpenAIEngine"]:
         """Return the engine as it may be settled, best first; `api` is the one that the URL names, if any."""
         wanted = self.api if self.api != "auto" else api or "auto"
-        apis = ("completions", "chat") if wanted == "auto" else (wanted,)
+        both = ("completions",) if self.prompt == "token_ids" else ("completions", "chat")
+        apis = both if wanted == "auto" else (wanted,)
         prompts = ("token_ids", "text") if self.prompt == "auto" else (self.prompt,)
         pairs = [(api, prompt) for api in apis for prompt in (prompts if api == "completions" else ("text",))]
         return [self.model_copy(update={"api": api, "prompt": prompt}) for api, prompt in pairs]

@@ -1,4 +1,4 @@
-"""Prompts of exact lengths as JSON, at the cost of copying bytes. No tokenizer.
+"""Prompts of token ids as JSON, of exact lengths, at the cost of copying bytes. No tokenizer.
 
 A prompt of token ids begins with its own number, so no prefix cache helps, and goes on with a slice of a
 pool of random ids, all of the same number of digits, so that a slice needs no rendering.
@@ -10,7 +10,6 @@ SAFE_IDS = (1000, 9999)
 """Ids that the vocabulary of every LLM in use has, and that are no special tokens."""
 
 _POOL_IDS = 1 << 17
-_WORDS = 1 << 15
 _SCATTER = 2_654_435_761  # odd, so that consecutive numbers begin far from each other in the pool
 
 
@@ -58,30 +57,3 @@ class TokenIdPrompts:
             number, digit = divmod(number, self._base)
             digits.append(b"%d" % (self._low + digit))
         return digits
-
-
-class TextPrompts:
-    """Random prompts of short common words, about one token each: for servers that refuse token ids."""
-
-    _COMMON = (
-        *("the", "of", "and", "to", "in", "is", "that", "it", "for", "was", "on", "are", "as", "with"),
-        *("his", "they", "at", "be", "this", "have", "from", "or", "one", "had", "by", "not", "what"),
-        *("all", "were", "we", "when", "your", "can", "said", "there", "use", "an", "each", "which"),
-    )
-
-    def __init__(self, seed: int) -> None:
-        words = np.random.default_rng([seed, 0x7E7]).integers(0, len(self._COMMON), _WORDS)
-        self._pool = [self._COMMON[i] for i in words.tolist()] * 2
-
-    def prompt(self, number: int, tokens: int) -> bytes:
-        """Return prompt `number` as JSON: a string of about `tokens` tokens."""
-        own: list[str] = []
-        left = number
-        while left and len(own) < tokens:
-            left, digit = divmod(left, len(self._COMMON))
-            own.append(self._COMMON[digit])
-        rest, start = tokens - len(own), number * _SCATTER % _WORDS
-        while rest > 0:
-            own += self._pool[start : start + min(rest, _WORDS)]
-            rest -= _WORDS
-        return b'"' + " ".join(own).encode() + b'"'

@@ -11,7 +11,8 @@ from functools import partial
 
 from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.engine.openai import Asked
-from llmpilot.loadtest.client_prompts import TextPrompts, TokenIdPrompts
+from llmpilot.engine.words import TextPrompts
+from llmpilot.loadtest.client_prompts import TokenIdPrompts
 from llmpilot.loadtest.worker_log import Log
 from llmpilot.openai_client.access import Target
 from llmpilot.openai_client.connecting import connect, connect_failure, said_of
@@ -52,7 +53,9 @@ class Writer:
         self._endpoint, self._rows, self._nonce = endpoint, rows, nonce
         engine = endpoint.engine
         self._prompts = (
-            TokenIdPrompts(seed, endpoint.vocabulary_size) if engine.takes_token_ids else TextPrompts(seed)
+            TokenIdPrompts(seed, endpoint.vocabulary_size)
+            if engine.takes_token_ids
+            else TextPrompts(seed, endpoint.words)
         )
         self._head = head_of(endpoint.access, endpoint.path, endpoint.headers)
 

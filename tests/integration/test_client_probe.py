@@ -63,7 +63,7 @@ def test_what_is_nested_too_deeply_is_no_answer() -> None:
 def test_a_stream_of_half_events_is_not_pieced_together_for_ever() -> None:
     halves = again_and_again(HEAD + b"\r\n", b"data: {\n\n" * 10_000, 0)
     half = whole(b"data: {\n\n" * 800_000)
-    for way, said in ((halves, "without end"), (half, "no JSON")):
+    for way, said in ((halves, "without end"), (half, "an event that cannot be read")):
         with service(way) as url, pytest.raises(ServiceError, match=said):
             look_at(url)
 
@@ -101,7 +101,12 @@ def test_tls_that_does_not_come_about_is_mended_by_its_cure(tmp_path: Path) -> N
     with service(whole(SOUND), tls=self_signed(tmp_path)) as url:
         with pytest.raises(ServiceError, match="self-signed") as untrusted:
             look_at(url)
-        assert "deployment.verify_tls=false" in untrusted.value.cure
+        cure = untrusted.value.cure
+        assert (
+            cure.index("deployment.ca_file")
+            < cure.index("SSL_CERT_FILE")
+            < cure.index("deployment.verify_tls")
+        )
         look_at(url, verify_tls=False)
         with pytest.raises(ServiceError) as plain:
             look_at(url.replace("https", "http"))
@@ -147,7 +152,6 @@ def test_a_key_ends_where_its_line_does_and_is_hidden_when_the_server_repeats_it
         ("http://[::1", "deployment.url"),
         ("http://127.0.0.1:8000/a b", "a space.*%20"),
         ("http://127.0.0.1:8000/a\x1bb", "control character"),
-        ("http://127.0.0.1:8000/x?k=v", r"http://127.0.0.1:8000/x goes on with a query.*with \?"),
         ("http://127.0.0.1:8000/x#part", "goes on with .* fragment.*with #"),
         ("http://127.0.0.1:8000/\xfc", "ASCII"),
     ],

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmpilot.engine.openai import Asked, OpenAIEngine
-from llmpilot.loadtest.client_prompts import SAFE_IDS, TextPrompts, TokenIdPrompts, id_range
+from llmpilot.engine.words import TextPrompts
+from llmpilot.loadtest.client_prompts import SAFE_IDS, TokenIdPrompts, id_range
 from llmpilot.openai_client.access import Access
 from llmpilot.openai_client.http import head_of, request
 
