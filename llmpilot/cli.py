@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llmpilot import catalog, interrupts
 from llmpilot.config import plain
 from llmpilot.console import note
+from llmpilot.deployment_overrides import as_hydra_takes_it
 from llmpilot.errors import ConfigError, PilotError, TrackingError, did_you_mean
 from llmpilot.files import require_apart, require_writable, write_result
 from llmpilot.hub_overrides import name_options
@@ -69,7 +70,7 @@ def run(arguments: list[str]) -> int:
     state = _State(secrets=_secrets_in(arguments))
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     interrupts.install()
-    sys.argv[1:] = [_by_its_name(argument) for argument in arguments]
+    sys.argv[1:] = as_hydra_takes_it([_by_its_name(argument) for argument in arguments])
     code = 0
     try:
         _refuse_null_groups(sys.argv[1:])

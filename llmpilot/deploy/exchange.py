@@ -1,18 +1,15 @@
 """Requests to a service before it is measured, on the load test's own connections and with its own reader."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from llmpilot.openai_client.access import Access, Target, resolve
 from llmpilot.openai_client.connecting import connect_failure, said_of
-from llmpilot.openai_client.exchange import Exchange, NoAnswerError, ask_now, wire_of
+from llmpilot.openai_client.exchange import Exchange, NoAnswerError, ask_now, insists_on_http2, wire_of
 from llmpilot.openai_client.reading import Reading, read_answer
 
-__all__ = ["Answer", "Caller", "NoAnswerError"]
-
-LENGTHS = ("too_few_tokens", "too_many_tokens")
-"""Failures of a reading that are none here: a first answer may be of any length, and of nothing at all."""
+__all__ = ["Answer", "Caller", "NoAnswerError", "insists_on_http2"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,10 @@ class Answer:
         return self.text.lstrip()[:1] == "{"
 
     def reading(self, output_tokens: int) -> Reading:
-        """Return what the load test would read in it; `failure` is "" where it would count it."""
+        """Return what the load test would read in it; `failure` is "" where it would count it.
+
+        Nor is an answer of no tokens a failure here, where it is one of this API: two tokens may be none yet.
+        """
         reading = read_answer(
             self.exchange.raw,
             self.exchange.ends,
@@ -50,8 +50,7 @@ class Answer:
             output_tokens=output_tokens,
             sequences=1,
         )
-        begun = reading.failure == "no_tokens" and ("[DONE]" in self.text or '"choices"' in self.text)
-        if begun or reading.failure in LENGTHS:
+        if reading.failure == "no_tokens" and ("[DONE]" in self.text or '"choices"' in self.text):
             reading.failure = reading.message = ""
         return reading
 
@@ -91,6 +90,10 @@ class Caller:
             timeout_s=timeout_s or self.timeout_s,
         )
         return Answer(exchange)
+
+    def over_http2(self) -> "Caller":
+        """Return the same over HTTP/2."""
+        return replace(self, access=replace(self.access, http2=True))
 
     @cached_property
     def _target(self) -> Target:

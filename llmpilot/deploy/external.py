@@ -145,7 +145,8 @@ class ExternalDeployment(Facts):
             connect_timeout_s=self.client.connect_timeout_s,
             timeout_s=self.client.request_timeout_s,
         )
-        return FirstVisit(place, caller, *self._of_key(own, ours))
+        words, cure = self._of_key(own, ours)
+        return FirstVisit(place, caller, words, cure, turns_to_http2=self.http_version == "auto")
 
     def _of_key(self, own: dict[str, str], ours: dict[str, str]) -> tuple[str, str]:
         """Return what a server that refuses us refuses, and how to mend it."""

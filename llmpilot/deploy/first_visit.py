@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from llmpilot.console import note
 from llmpilot.deploy import trouble
-from llmpilot.deploy.exchange import Answer, Caller, NoAnswerError
+from llmpilot.deploy.exchange import Answer, Caller, NoAnswerError, insists_on_http2
 from llmpilot.deploy.listing import Listing, read_listing
 from llmpilot.deploy.probe import NoWayError, Probe, Refused, Settled, Way
 from llmpilot.deploy.refusal import is_page
@@ -24,12 +24,16 @@ ADVICE_TIMEOUT_S = 30.0
 
 @dataclass
 class FirstVisit:
-    """One visit. `key_words` says which key was sent, and `key_cure` what to type for another."""
+    """One visit. `key_words` says which key was sent, and `key_cure` what to type for another.
+
+    `turns_to_http2`: HTTP/2 is spoken with a server that insists on it.
+    """
 
     place: ServiceUrl
     caller: Caller
     key_words: str
     key_cure: str
+    turns_to_http2: bool = True
     _understood: bool = field(default=False, init=False)
 
     @property
@@ -121,7 +125,7 @@ class FirstVisit:
     ) -> Answer:
         timeout_s = min(timeout_s or self.caller.timeout_s, self.caller.timeout_s)
         try:
-            answer = self.caller.ask(method, path, content, headers, timeout_s=timeout_s)
+            answer = self._caller_ask(method, path, content, headers, timeout_s)
         except NoAnswerError as error:
             first = not self._understood
             waited_s = self.caller.timeout_s if method == "POST" else timeout_s
@@ -129,6 +133,29 @@ class FirstVisit:
             kind = ServiceError if error.kind in FAILURES else _NotWholeError
             raise kind(wrong, cure=cure) from None
         self._understood = True
+        return answer
+
+    def _caller_ask(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        headers: Mapping[str, str] | None,
+        timeout_s: float,
+    ) -> Answer:
+        """Return the answer; of a server that insists on HTTP/2, over that, and from then on."""
+        failed: NoAnswerError | None = None
+        try:
+            answer = self.caller.ask(method, path, content, headers, timeout_s=timeout_s)
+        except NoAnswerError as error:
+            failed = error
+        may_turn = self.turns_to_http2 and not (self.caller.access.http2 or self._understood)
+        if may_turn and insists_on_http2(failed or answer.exchange):
+            self.caller = self.caller.over_http2()
+            note("the server insists on HTTP/2")
+            return self.caller.ask(method, path, content, headers, timeout_s=timeout_s)
+        if failed is not None:
+            raise failed
         return answer
 
     def _raise_refusal(self, answer: Answer, path: str) -> None:

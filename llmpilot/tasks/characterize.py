@@ -254,11 +254,12 @@ def _model_name(cell: Cell, endpoint: Endpoint) -> str:
 
 
 def _known_of_the_server(endpoint: Endpoint) -> dict[str, str]:
-    """Return as tags what a real server runs on, and which figures of its own it shows."""
+    """Return as tags what a real server runs on, how it is asked, and which figures of its own it shows."""
     if not isinstance(endpoint, HttpEndpoint):
         return {}
     shown = endpoint.metrics
     tags = {tracking.TAG_SERVER_METRICS: f"{shown.path}, {shown.running} ..." if shown else "none"}
+    tags |= {tracking.TAG_WIRE: endpoint.wire}
     if endpoint.hardware is not None:
         tags |= {tracking.TAG_HARDWARE: endpoint.hardware, tracking.TAG_GPU_METRICS: endpoint.gpus_known}
     return tags

@@ -33,6 +33,7 @@ ORDER = [
     "recommendation",
     "serving",
     "report progress sla_overrides",
+    "deployment_overrides",
     "sweep",
     "tasks",
     "hub_overrides",
