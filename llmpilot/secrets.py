@@ -61,9 +61,10 @@ def redact_foreign(text: str) -> str:
     A server may repeat a key as JSON or a URL escapes it, or over several lines; of one that the text's end
     cuts off, the beginning is hidden too.
     """
-    for value in _known(()):
-        if value[0] in text or "\\u" in text or "%" in text:
-            text = _however_written(value).sub(HIDDEN, text)
+    known = _known(())
+    for value in known:
+        text = _however_written(value).sub(HIDDEN, text)
+    for value in known:
         for length in range(min(len(value) - 1, len(text)), _SHORTEST_PART - 1, -1):
             if text.endswith(value[:length]):
                 text = text[:-length] + HIDDEN
