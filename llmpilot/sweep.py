@@ -14,6 +14,7 @@ from llmpilot.console import err, note, say
 from llmpilot.errors import DoesNotFitError, PilotError, TrackingError
 from llmpilot.files import require_writable, write_result
 from llmpilot.report import print_sweep
+from llmpilot.report.result_fields import SWEEP
 from llmpilot.runfolder import ROOT
 from llmpilot.secrets import hide_argument, redact
 from llmpilot.sla_overrides import FORCED
@@ -76,7 +77,8 @@ class Sweep:
         failed = [entry for entry in self._cells if entry["status"] in ("failed", "not tracked")]
         print_sweep(self._cells)
         if self._result_file is not None:
-            write_result(self._result_file, {"parent_run_id": self._parent_run_id, "cells": self._cells})
+            result = {"schema": SWEEP, "parent_run_id": self._parent_run_id, "cells": self._cells}
+            write_result(self._result_file, result)
         status = "KILLED" if interrupted else "FAILED" if failed else "FINISHED"
         self._tracker.end(self._parent_run_id, status)
         if failed:

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from llmpilot import loadtest
+from llmpilot.report.result_fields import Result, Sweep
 
 
 def client_here() -> MlflowClient:
@@ -129,3 +130,9 @@ def processes_of(session: int) -> dict[int, str]:
         if facts.split()[3] == str(session) and facts[0] != "Z":
             found[int(place.name)] = command.replace("\0", " ")
     return found
+
+
+def is_documented(result: Any) -> bool:
+    """Whether a result, of a run or a sweep, is as its JSON schema says, with no field beside."""
+    kind = Sweep if "cells" in result else Result
+    return bool(kind.model_validate(result).model_dump(by_alias=True, exclude_unset=True) == result)

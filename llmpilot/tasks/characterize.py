@@ -16,6 +16,7 @@ from llmpilot.files import to_json, write_text
 from llmpilot.loadtest import run_level
 from llmpilot.loadtest.server_samples import write_csv
 from llmpilot.progress import Progress
+from llmpilot.report.result_fields import RESULT
 from llmpilot.runfolder import RunFolder
 from llmpilot.schema import exactly
 from llmpilot.secrets import redact, redact_tree
@@ -172,6 +173,7 @@ def conclude(
     largest = best["level"] if best else 0
     limits = boundary.of_ladder(levels, cell.sla).stated(whole=closed)
     result = {
+        "schema": RESULT,
         "model": _model_name(cell, endpoint),
         "gpu": cell.gpu.name if cell.gpu else None,
         "count": cell.gpu.count if cell.gpu else None,

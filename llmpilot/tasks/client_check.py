@@ -29,9 +29,12 @@ def notes_of(records: Records) -> dict[str, Any]:
 def warn(level: Level) -> None:
     """Say how a level's tokens were counted, if not exactly, what answers lacked, and why requests failed."""
     notes = level["client"]
+    counted = notes["tokens_counted_by"]
     for method, meaning in INEXACT.items():
-        if method in notes["tokens_counted_by"]:
-            note(f"    {meaning}", style="yellow")
+        if method in counted:
+            all_of_them = counted[method] == sum(counted.values())
+            of = "" if all_of_them else f" ({counted[method]:,} of {sum(counted.values()):,} answers)"
+            note(f"    {meaning}{of}", style="yellow")
     if differs := level["fidelity"]["problem"]:
         note(f"    another workload than configured: {differs}", style="yellow")
     for kind, count in sorted(level["failures"].items(), key=lambda one: -one[1]):

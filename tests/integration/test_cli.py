@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import Run
 from mlflow.entities import Run as MlflowRun
-from tracked import client_here, interrupted_after, read, runs, stopping_at
+from tracked import client_here, interrupted_after, is_documented, read, runs, stopping_at
 
 from llmpilot import loadtest
 from llmpilot.tasks import characterize
@@ -40,6 +40,7 @@ def test_the_headline_command(run: Run, workdir: Path) -> None:
     result = read("r.json")
     wanted = "model gpu count engine deployment measurement max_batch_weight workload run_id users_max levels"
     assert set(wanted.split()) | {"cost_per_hour"} <= set(result)
+    assert is_documented(result)
     assert [level["users"] for level in result["levels"]] == [1, 2, 4, 8, 16, 32, 64, 128]
     for level in result["levels"]:
         for latency in ("ttft_ms", "nttft_ms", "itl_ms", "tpot_ms", "e2e_ms"):
@@ -197,6 +198,7 @@ def test_an_interrupted_run_is_kept_and_resumed(run: Run, monkeypatch: pytest.Mo
 
     assert run(*CELL, *QUICK, "result_file=whole.json").code == 0
     assert read("whole.json")["levels"] == read("r.json")["levels"]
+    assert is_documented(read("r.json"))
 
 
 LONG = ("tuner=none", "load.users=[1,128]", "load.duration_s=400000")
@@ -247,6 +249,7 @@ def test_a_sweep_goes_on_skips_what_is_finished_and_says_what_failed(run: Run) -
     assert "2 of 4 cells failed" in ran.err
     statuses = [cell["status"] for cell in read("s.json")["cells"]]
     assert statuses == ["done", "failed", "does not fit", "failed"]
+    assert is_documented(read("s.json"))
     parent = next(r for r in runs() if r.data.tags["mlflow.runName"].startswith("sweep"))
     children = [r for r in runs() if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert parent.info.status == "FAILED"
@@ -325,6 +328,7 @@ def test_open_loops_and_replay(run: Run) -> None:
         assert all(level["requests_ok"] > 0 for level in result["levels"])
     assert result["levels"][0]["requests_ok"] == 75  # 5 requests/s for 15 s
     assert result["level_unit"] == "x trace speed"
+    assert is_documented(result)
 
 
 def test_any_hugging_face_config_is_a_model(run: Run) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Run
-from tracked import client_here, read
+from tracked import client_here, is_documented, read
 
 from llmpilot import tracking
 from llmpilot.emulator import FixedTiming, Options, example_service, in_process
@@ -33,6 +33,7 @@ def test_a_served_model_is_measured_and_the_client_states_its_error(run: Run) ->
         assert gaps_ms.min() <= level["itl_ms"]["p50"] <= gaps_ms.max()
         assert level["client"]["tokens_counted_by"].keys() == {"token_ids"}
     assert result["client"]["error"]["users"] == 8
+    assert is_documented(result)
     client = client_here()
     metrics = client.get_run(result["run_id"]).data.metrics
     assert {"client.ttft_error_ms.p50", "client.itl_error_ms.p50", "client.busy_share"} <= set(metrics)
@@ -46,6 +47,7 @@ def test_the_server_is_looked_at_and_short_windows_are_said(run: Run) -> None:
         ran = run(*SERVICE, url, *quiet, "load.users=[1,32]", "result_file=r.json")
     assert ran.code == 0, ran.err
     result = read("r.json")
+    assert is_documented(result)
     short, enough = result["levels"]
     assert short["window_problem"]
     assert enough["window_problem"] is None

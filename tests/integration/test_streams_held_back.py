@@ -8,7 +8,7 @@ import pytest
 from conftest import Run
 from holding_proxy import holding
 from odd_service import HEAD, service
-from tracked import client_here, read
+from tracked import client_here, is_documented, read
 
 from llmpilot import metrics, tracking
 from llmpilot.config import Load, Sla
@@ -40,6 +40,7 @@ def test_a_proxy_that_holds_streams_back_takes_no_users_and_is_named(run: Run) -
         ran = run(*EXTERNAL, f"deployment.url={url}", "load.users=[1,2]")
     assert ran.code == 0, ran.err
     result = read("r.json")
+    assert is_documented(result)
     assert (result["users_max"], result["level_max_is"], result["level_unseen"]) == (0, "unseen", 1)
     for level in result["levels"]:
         assert level["requests_ok"] > 2
