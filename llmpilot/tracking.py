@@ -18,7 +18,7 @@ from llmpilot.config import DEFAULT_TRACKING_URI, LATENCIES, STATISTICS, Trackin
 from llmpilot.console import note
 from llmpilot.errors import TrackingError
 from llmpilot.files import to_json, write_text
-from llmpilot.metrics import RATES, Level
+from llmpilot.metrics import RATES, Level, shows
 from llmpilot.runfolder import RunFolder
 from llmpilot.secrets import redact
 from llmpilot.tracking_store import check_reachable, connect
@@ -75,8 +75,16 @@ T = TypeVar("T")
 
 
 def level_metrics(level: Level) -> dict[str, float]:
-    """Return a level's figures under their MLflow names (`ttft_ms.p50`, `failures.out_of_memory`)."""
-    named = {f"{latency}.{stat}": level[latency][stat] for latency in LATENCIES for stat in STATISTICS}
+    """Return a level's figures under their MLflow names (`ttft_ms.p50`, `failures.out_of_memory`).
+
+    Latencies that its streams do not show are left out: in a chart they would be the best of all.
+    """
+    named = {
+        f"{latency}.{stat}": level[latency][stat]
+        for latency in LATENCIES
+        for stat in STATISTICS
+        if shows(level, latency, stat)
+    }
     named |= {rate: level[rate] for rate in RATES}
     named |= {"requests_ok": level["requests_ok"], "requests_failed": level["requests_failed"]}
     named |= {f"failures.{kind}": count for kind, count in level["failures"].items()}

@@ -48,7 +48,7 @@ def print_table(result: Result) -> None:
     if result["cost_per_hour"] is not None:
         columns.append(("$/1M tok", True, lambda level: figure_of(dollars_per_million(level, result), 2)))
     if any("ttfa_ms" in level for level in result["levels"]):
-        answered = ("answer p50\n[ms]", True, lambda level: figure_of(level.get("ttfa_ms", {}).get("p50"), 0))
+        answered = ("TTFA p50\n[ms]", True, lambda level: figure_of(level.get("ttfa_ms", {}).get("p50"), 0))
         columns.insert(5, answered)
     if any("cached_share" in level for level in result["levels"]):
         columns.append(("cached", True, lambda level: share_of(level.get("cached_share"))))

@@ -1,8 +1,13 @@
 """What a person reads of a level whose requests failed: every kind, how often, and the server's own words."""
 
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from misbehaving import FIRST_LENGTH, WAYS, serving
-from odd_service import service, whole
+from odd_service import HEAD, service, whole
 
 from llmpilot import metrics
 from llmpilot.config import Load, Sla
@@ -59,3 +64,37 @@ def test_what_the_server_says_commands_no_terminal(capfd: pytest.CaptureFixture[
     assert line.isprintable()
     assert "no way" in line
     assert line.split("http_500: ")[1] == level["client"]["failure_messages"]["http_500"]
+
+
+def test_thoughts_are_timed_apart_and_an_early_end_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    pause_s = 0.02
+
+    def piece(**delta: str) -> bytes:
+        return b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode() + b"\n\n"
+
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    end["usage"] = {"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 6}}
+
+    def thinking(send: Callable[[bytes], Any]) -> None:
+        send(HEAD + b"Connection: close\r\n\r\n")
+        for part in (piece(reasoning_content=" a"), piece(reasoning_content=" b"), piece(content=" c")):
+            time.sleep(pause_s)
+            send(part)
+        send(b"data: " + json.dumps(end).encode() + b"\n\ndata: [DONE]\n\n")
+        raise OSError  # the connection's end is the answer's
+
+    with service(thinking) as url:
+        level = level_of(url, [8])
+    client_check.warn(level)
+    assert level["requests_ok"] > 2, level["failures"]
+    assert level["thought_aloud"] == level["requests_ok"]
+    waited_ms = level["ttfa_ms"]["p50"] - level["ttft_ms"]["p50"]
+    assert 2 * pause_s * 1e3 * 0.9 <= waited_ms <= level["e2e_ms"]["p50"]
+    found = level["fidelity"]
+    assert (found["output_tokens_asked"], found["output_tokens_received"]) == (TOKENS, 3)
+    assert (found["input_tokens_asked"], found["input_tokens_counted"]) == (8, 9)
+    assert level["cached_share"] == pytest.approx(6 / 9)
+    assert level["stream_problem"] is None
+    said = capfd.readouterr().err
+    assert "another workload than configured: answers had 3.0 tokens on average where 6.0 were asked" in said
+    assert "100% of them ended early" in said

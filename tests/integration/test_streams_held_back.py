@@ -60,6 +60,8 @@ def test_a_proxy_that_holds_streams_back_takes_no_users_and_is_named(run: Run) -
     logged = client_here().get_run(result["run_id"]).data
     assert logged.tags[tracking.TAG_STREAM_PROBLEM] == "1, 2"
     assert logged.metrics["one_piece_share"] == 1
+    assert "e2e_ms.p50" in logged.metrics
+    assert "itl_ms.p50" not in logged.metrics, "it would be the best of all runs"
     (page,) = Path("mlruns").rglob(f"{result['run_id']}/artifacts/report.html")
     assert "Stream held back at 1, 2 users" in page.read_text(encoding="utf-8")
 
