@@ -254,8 +254,7 @@ def config_keys() -> list[str]:
     for entry in config["defaults"]:
         for group, option in entry.items() if isinstance(entry, dict) else ():
             if not group.startswith("override"):
-                prefix = "" if group == "task" else f"{group}."
-                keys += _dotted(_read(conf_dir() / group / f"{option}.yaml"), prefix)
+                keys += option_keys(group, option)
     return keys
 
 
@@ -268,9 +267,17 @@ def _dotted(values: dict[str, Any], prefix: str) -> list[str]:
     return keys
 
 
-def options(group: str) -> list[str]:
-    """Return the names of a group's options, but `hf`."""
-    return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml") if file.stem != FROM_HF_CONFIG)
+def option_keys(group: str, option: str) -> list[str]:
+    """Return the dotted names of the keys that an option of a group brings; a task's are at the root."""
+    file = _read(conf_dir() / group / f"{option}.yaml")
+    values = {key: value for key, value in file.items() if key != "defaults"}
+    return _dotted(values, "" if group == "task" else f"{group}.")
+
+
+def options(group: str, *, with_hf: bool = False) -> list[str]:
+    """Return the names of a group's options, but `hf` unless it is wanted; of what is no group, none."""
+    names = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+    return names if with_hf else [name for name in names if name != FROM_HF_CONFIG]
 
 
 def option(group: str, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EDQUOT, EFBIG, ENOSPC, EROFS
@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llmpilot import catalog, interrupts
+from llmpilot.arguments import fixed_in_each_cell, refuse_unknown_options, refuse_unreadable, unknown_key
 from llmpilot.config import plain
 from llmpilot.console import note
 from llmpilot.deployment_overrides import as_hydra_takes_it
@@ -73,9 +74,13 @@ def run(arguments: list[str]) -> int:
     sys.argv[1:] = as_hydra_takes_it([_by_its_name(argument) for argument in arguments])
     code = 0
     try:
+        refuse_unreadable(sys.argv[1:])
         _refuse_null_groups(sys.argv[1:])
         _refuse_what_was_renamed(sys.argv[1:])
+        refuse_unknown_options(sys.argv[1:])
         sys.argv[1:] = force_statistics(sys.argv[1:])
+        state.arguments = sys.argv[1:]
+        sys.argv[1:] = fixed_in_each_cell(sys.argv[1:])
         _hydra_main(state)
         if state.error is not None:
             raise state.error
@@ -86,7 +91,7 @@ def run(arguments: list[str]) -> int:
     except (PilotError, HydraException, OmegaConfBaseException) as error:
         if wants_traceback:
             raise
-        note(f"error: {redact(explain(error), state.secrets)}", style="red")
+        note(f"error: {redact(explain(error, state.arguments), state.secrets)}", style="red")
         code = error.exit_code if isinstance(error, PilotError) else WRONG_USAGE
     except OSError as error:
         if wants_traceback or error.errno not in DISK_TROUBLE:
@@ -108,6 +113,7 @@ class _State:
     """What one command line has come to, beside what Hydra knows of it."""
 
     secrets: tuple[str, ...]
+    arguments: Sequence[str] = ()
     error: BaseException | None = None
     sweep: Sweep | None = None
 
@@ -121,7 +127,7 @@ def _hydra_main(state: _State) -> None:
         try:
             _refuse_clashes(config)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                state.sweep = state.sweep or Sweep(cfg, sys.argv[1:])
+                state.sweep = state.sweep or Sweep(cfg, state.arguments)
                 state.sweep.run_cell(cfg, _require)
             else:
                 _run_task(cfg)
@@ -237,7 +243,7 @@ def _value(config: Any, key: str) -> Any:
     return config
 
 
-def explain(error: Exception) -> str:
+def explain(error: Exception, arguments: Sequence[str] = ()) -> str:
     """Return what a user should read of an error: ours as it is, Hydra's with a better cure where we know."""
     if isinstance(error, PilotError):
         return str(error)
@@ -245,18 +251,19 @@ def explain(error: Exception) -> str:
     text = "\n".join(dict.fromkeys(str(cause).strip() for cause in causes if cause is not None))
     unknown = re.search(r"Could not override '([^']+)'.*not in struct", text, re.DOTALL)
     if unknown is None:
+        appended = re.search(r"append to your default list use (\+\S+)", text)
+        if appended is not None:
+            group = appended.group(1).lstrip("+").partition("=")[0]
+            return str(
+                ConfigError(f"{group} has no default option: it is appended", cure=f"use {appended.group(1)}")
+            )
+        if twice := re.match(r"(\w+) appears more than once in the final defaults list", text):
+            group = twice.group(1)
+            return str(
+                ConfigError(f"{group} is chosen already", cure=f"once, and without a plus: {group}=...")
+            )
         return text.partition("Config search path:")[0].rstrip()
-    key = unknown.group(1)
-    keys = catalog.config_keys()
-    siblings = [known for known in keys if known.rpartition(".")[0] == key.rpartition(".")[0]]
-    # Hydra does not say which task's keys it misses this one among.
-    alike = [*keys, *sorted(set().union(*map(catalog.root_keys, catalog.options("task"))) - set(keys))]
-    return str(
-        ConfigError(
-            f"{key} is not a key of the configuration",
-            cure=f"{did_you_mean(key, alike)}there are {', '.join(siblings or keys)}",
-        )
-    )
+    return str(unknown_key(unknown.group(1), arguments))
 
 
 def _refuse_null_groups(arguments: list[str]) -> None:

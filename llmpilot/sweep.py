@@ -1,7 +1,7 @@
 """A sweep (`-m`): one parent run in MLflow, cells that go on after a failing one, a verdict at the end."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -9,6 +9,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig
 
 from llmpilot import tracking
+from llmpilot.arguments import is_swept, key_of
 from llmpilot.config import Tracking, parse
 from llmpilot.console import err, note, say
 from llmpilot.errors import DoesNotFitError, PilotError, TrackingError
@@ -24,8 +25,9 @@ from llmpilot.tracking import Tracker
 class Sweep:
     """The state of one `-m` command, from its first cell to its verdict."""
 
-    def __init__(self, cfg: DictConfig, arguments: list[str]) -> None:
+    def __init__(self, cfg: DictConfig, arguments: Sequence[str]) -> None:
         self._typed = [argument for argument in arguments if not argument.startswith("-")]
+        self._swept = {key_of(argument) for argument in self._typed if is_swept(argument)}
         self._result_file = cfg.result_file
         if self._result_file is not None:
             require_writable(self._result_file)
@@ -40,10 +42,9 @@ class Sweep:
         if not self._cells:
             name = f"sweep: {' '.join(_hide(argument) for argument in self._typed)}"
             self._parent_run_id = self._tracker.start_parent(self._task, name, {})
-        # Hydra escapes what it splits, such as the colon of a URL, and writes true as True.
-        typed = {argument.lower() for argument in self._typed}
+        # Hydra escapes what it splits, such as the colon of a URL.
         overrides = [override.replace("\\", "") for override in HydraConfig.get().overrides.task]
-        varied = [_hide(override) for override in overrides if override.lower() not in typed]
+        varied = [_hide(override) for override in overrides if key_of(override) in self._swept]
         entry: dict[str, Any] = {"cell": " ".join(varied or map(_hide, overrides)), "status": "done"}
         self._cells.append(entry)
         say(f"cell {len(self._cells)}: {entry['cell']}", style="bold")
