@@ -5,6 +5,7 @@ the stream was cut into pieces decides times only, never what was said.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ from llmpilot.openai_client.settling import settle
 LONGEST_MESSAGE = 1 << 14
 """Of a server's words, in characters: long, for secrets must be hidden in it before it is cut to be shown."""
 ID_LENGTH = 200
+_END_OF_THOUGHTS = re.compile(rb"(?:<|\\u003c)/think(?:ing)?(?:>|\\u003e)", re.IGNORECASE)
 _STREAM_BEGINS = (b"data:", b"event:", b"id:", b"retry:", b"error:", b":")
 
 
@@ -111,6 +113,8 @@ def read_answer(
         answer.message = _text(content_type + b": " + body)
         answer.failure = error_kind(answer.message, "wrong_content_type")
         return answer
+    if sequences == 1 and not tokens.whole:
+        _mark_thoughts(tokens, body)
     _settle(answer, tokens, arrivals, output_tokens, sent_ns)
     answer.response_id = _clean(tokens.response_id, ID_LENGTH)
     answer.failure = stated_kind or answer.failure or ("" if whole and sound else "bad_http")
@@ -204,6 +208,20 @@ def _error_text(data: bytes) -> str:
     if type(payload) is dict:
         return _clean(message_of(payload.get("error") or payload), LONGEST_MESSAGE)
     return _text(data)
+
+
+def _mark_thoughts(tokens: Tokens, body: bytes) -> None:
+    """Tell thoughts from the answer where a server does not: by the tag that ends them."""
+    found = _END_OF_THOUGHTS.search(body) if b"/think" in body else None
+    if found is None:
+        return
+    rows, before = tokens.rows, -1
+    for i, row in enumerate(rows):
+        if before >= found.start():
+            break
+        before = row[0]
+        if row[3] == ANSWER:
+            rows[i] = (*row[:3], THOUGHT, *row[4:])
 
 
 def _settle(answer: Reading, tokens: Tokens, arrivals: Arrivals, output_tokens: int, sent_ns: int) -> None:

@@ -217,7 +217,12 @@ class _Said:
     def _first_shown(self, counts: list[int]) -> list[int] | None:
         """Return the counts with a token in the first piece that has output; None where that cannot be."""
         outputs = self.outputs
-        if self.sequences > 1 or not outputs or counts[outputs[0]] or any(counts[: outputs[0]]):
+        if self.sequences > 1 or not outputs or counts[outputs[0]]:
+            return counts
+        before = [i for i in range(outputs[0]) if counts[i]]
+        if before:  # what opened the answer counted the token that is shown now
+            counts[before[-1]] -= 1
+            counts[outputs[0]] = 1
             return counts
         later = [counts[i] for i in outputs[1:]]
         shown = sum(counts)
@@ -262,8 +267,10 @@ class _Said:
         return method, counts
 
     def _rows_of_one(self, total: int) -> list[int]:
-        """Return the rows, with output or not, if there are as many as tokens: none has text of its own."""
-        rows = [i for i, opens in enumerate(self.opens) if not opens]
+        """Return the rows from the first output on if they are as many as tokens: not each has a text."""
+        if not self.outputs:
+            return []
+        rows = [i for i in range(self.outputs[0], len(self.opens)) if not self.opens[i]]
         if len(rows) == total + 1 and not self.size[rows[-1]]:
             rows.pop()  # it says how the answer ended
         return rows if len(rows) == total else []

@@ -92,6 +92,26 @@ def test_what_ends_as_streams_end_is_an_answer_of_its_own_length() -> None:
     assert (got.failure, len(got.token_ns), got.longer_than_asked) == ("", 3, True)
 
 
+@pytest.mark.parametrize(
+    ("texts", "answer_at", "thoughts"),
+    [
+        (["<think>", " hm", "</think>", " a"], 3, 3),
+        ([" hm", " so</think>", " a", " b"], 2, 2),
+        (["\\u003cthink\\u003e", "\\u003c/think\\u003e", " a"], 2, 2),
+        (["<think>", " hm", " so"], -1, 0),  # who knows
+        ([" a", " b"], -1, 0),
+    ],
+)
+def test_thoughts_in_the_answer_s_own_text_end_with_a_tag(
+    texts: list[str], answer_at: int, thoughts: int
+) -> None:
+    events = [event(text).replace(b"\\\\u", b"\\u") for text in texts]
+    cuts = [len(HEAD) + sum(map(len, events[:i])) for i in range(1, len(events))]
+    got = read(HEAD + b"".join(events) + DONE, cuts, len(texts))
+    assert (got.failure, got.thinking_tokens) == ("", thoughts)
+    assert got.first_answer_ns == (-1 if answer_at < 0 else got.token_ns[answer_at])
+
+
 def answer(**fields: Any) -> bytes:
     body = json.dumps(fields, indent=2).encode()
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"

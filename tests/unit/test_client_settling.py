@@ -69,6 +69,8 @@ def test_a_usage_that_runs_counts_pieces_without_text_too() -> None:
 def test_a_piece_that_opens_the_answer_is_no_token_whatever_its_usage_says() -> None:
     pieces = [delta(1, role="assistant", content=""), delta(1, content="a"), delta(2, content="b")]
     assert carries(settled(*pieces), "usage", [0, 1, 1])
+    pieces = [delta(1, content=""), *(delta(k, content="a") for k in range(1, 7))]
+    assert carries(settled(*pieces), "usage", [0, 1, 1, 1, 1, 1, 1])
 
 
 def test_a_usage_may_state_what_was_before_its_piece() -> None:
@@ -152,7 +154,8 @@ def test_a_total_that_cannot_be_is_none(wrong: int) -> None:
 
 def test_pieces_without_text_are_tokens_where_the_total_says_so() -> None:
     pieces = [text(""), text("a"), text(""), text("b"), text("", finish_reason="length")]
-    assert carries(settled(*pieces, total(4)), "chunks_confirmed", [1, 1, 1, 1, 0])
+    assert carries(settled(*pieces, total(4)), "chunks_confirmed", [0, 1, 1, 1, 1])
+    assert carries(settled(*pieces[1:], total(3)), "chunks_confirmed", [1, 1, 1, 0])
 
 
 def test_more_pieces_than_asked_for_and_no_usage_cannot_be_a_token_each() -> None:
