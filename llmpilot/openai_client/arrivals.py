@@ -65,12 +65,13 @@ def decoded(
 
 class _Decoder:
     def __init__(self, coding: bytes) -> None:
-        self._deflate = coding == b"deflate"
+        self._deflate = coding == b"deflate"  # of which kind is not known yet
+        self._gzip = not self._deflate
         self._decoder = self._new()
-        self._fed = False
+        self._unsure = b""  # what has come of a body of which nothing has been decoded
 
     def _new(self) -> "zlib._Decompress":
-        return zlib.decompressobj(zlib.MAX_WBITS | (0 if self._deflate else 16))
+        return zlib.decompressobj(zlib.MAX_WBITS | (16 if self._gzip else 0))
 
     @property
     def ended(self) -> bool:
@@ -82,19 +83,25 @@ class _Decoder:
             try:
                 part = self._decoder.decompress(data, max(1, room))
             except zlib.error as error:
-                if not self._deflate or self._fed:
+                if not self._deflate:
                     raise UndecodableError(str(error)) from None
                 # Some servers send what is within the format that is meant.
-                self._decoder, self._fed = zlib.decompressobj(-zlib.MAX_WBITS), True
+                self._decoder, self._deflate = zlib.decompressobj(-zlib.MAX_WBITS), False
+                data, self._unsure = self._unsure + data, b""
                 continue
-            self._fed = True
+            if self._deflate and not part:
+                self._unsure += data
+            elif part:
+                self._deflate = False
             parts.append(part)
             room -= len(part)
             if self._decoder.unconsumed_tail:
                 raise UndecodableError(f"it is more than {MOST_DECODED} bytes long")
             data = self._decoder.unused_data
-            if data:
+            if data and self._gzip:
                 self._decoder = self._new()  # another member, which gzip may append
+            elif data:
+                break
         return b"".join(parts)
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmpilot.openai_client import arrivals
@@ -178,6 +178,8 @@ WBITS = {b"gzip": zlib.MAX_WBITS | 16, b"deflate": zlib.MAX_WBITS, b"Deflate": -
     st.booleans(),
     st.lists(st.integers(1, 600), max_size=30),
 )
+@example(4, b"Deflate", False, [289])  # behind the first byte
+@example(4, b"Deflate", False, [*range(600)])
 @settings(max_examples=80, deadline=None)
 def test_a_compressed_token_has_the_time_of_the_piece_that_completed_it(
     tokens: int, coding: bytes, chunked: bool, cuts: list[int]
