@@ -15,12 +15,15 @@ from llmpilot.workload import (
     ConversationSource,
     Requests,
     ThinkTimes,
+    Trace,
+    TracedConversations,
     TurnRequests,
     WorkloadModel,
     concatenate,
     gamma,
     open_trace,
     poisson,
+    read_sessions,
     replay,
 )
 
@@ -84,8 +87,11 @@ class Traffic:
     @property
     def content_hash(self) -> str:
         """sha256 (hex) of what is sent: two traffics with this and the load in common send the same."""
-        if self.conversations is not None:
+        if self.conversations is not None and self.timestamps_s is None:
             return self.conversations.content_hash
+        if self.conversations is not None:
+            starts = np.ascontiguousarray(self.timestamps_s)
+            return hashlib.sha256(self.conversations.content_hash.encode() + starts.tobytes()).hexdigest()
         if self.replayed is None or self.timestamps_s is None:
             assert self.workload is not None
             return self.workload.content_hash
@@ -127,9 +133,27 @@ def open_traffic(
                 max(load.levels), load.warmup_s + load.duration_s + load.drain_s
             )  # or an error
         return traffic
-    trace = open_trace(load.trace or {}, timed=True, key="load.trace")
+    return _replayed(load, workload, seed)
+
+
+def _replayed(load: Load, workload: WorkloadModel | None, seed: int) -> Traffic:
+    given = dict(load.trace or {})
+    talks = given.pop("conversations", False)
+    if not isinstance(talks, bool):
+        raise ConfigError(
+            "load.trace.conversations is not possible", given=talks, cure="it is true, or false (requests)"
+        )
+    trace = open_trace(given, timed=True, key="load.trace")
+    name = f"replay of {trace.path.name}"
     window_s = load.warmup_s + load.duration_s
-    until_s = (window_s + load.drain_s) * max(load.levels)
+    # A conversation's turns come at the trace's own pace, whatever the speed at which they begin.
+    until_s = (window_s + load.drain_s) * (max(load.levels) + talks)
+    if talks:
+        sessions = read_sessions(trace, "load.trace", until_s=until_s)
+        assert sessions.starts_s is not None
+        _require_length(load, trace, sessions.starts_s)
+        source = TracedConversations(sessions)
+        return Traffic(load, None, seed, None, sessions.starts_s, name, conversations=source)
     parts: list[Requests] = []
     times: list[NDArray[np.float64]] = []
     for chunk in trace.chunks():
@@ -140,8 +164,19 @@ def open_traffic(
             break
     for remark in trace.remarks():
         note(remark)
+    if trace.has_sessions:
+        note(
+            f"{trace.path.name} has sessions, whose requests are sent as if they had nothing in common: "
+            "load.trace.conversations=true holds them as conversations"
+        )
     timestamps = np.concatenate(times)
-    lasts_s = timestamps[-1] / max(load.levels)
+    _require_length(load, trace, timestamps)
+    return Traffic(load, workload, seed, concatenate(parts), timestamps, name)
+
+
+def _require_length(load: Load, trace: Trace, timestamps_s: NDArray[np.float64]) -> None:
+    """Raise TraceError where the trace ends before the window of the fastest level does."""
+    lasts_s, window_s = timestamps_s[-1] / max(load.levels), load.warmup_s + load.duration_s
     if lasts_s < window_s:
         raise TraceError(
             f"the trace lasts {lasts_s:.1f} s at {max(load.levels):g} x its own speed, less than the "
@@ -150,7 +185,6 @@ def open_traffic(
             cure="shorten load.warmup_s and load.duration_s, lower load.speedups, or take a longer trace; "
             "of other timestamps: load.trace.timestamp_unit=s, ms, us or ns",
         )
-    return Traffic(load, workload, seed, concatenate(parts), timestamps, f"replay of {trace.path.name}")
 
 
 class _Rows:

@@ -152,7 +152,7 @@ def compose(cfg: DictConfig) -> Cell:
             + ("" if deployment.starts_services else ", or engine=openai for a service that is running"),
         )
     if traffic.conversations is not None:
-        require_conversations(engine, deployment)
+        require_conversations(engine, deployment, None if workload is None else workload.cached_share)
     elif workload is not None:
         engine = _with_what_is_cached(engine, deployment, workload.cached_share)
     return Cell(

@@ -13,7 +13,7 @@ from llmpilot.workload import ConversationSource
 from llmpilot.workload.conversations import SAMPLED, means_of, sample_of
 
 
-def require_conversations(engine: InferenceEngine, deployment: Place) -> None:
+def require_conversations(engine: InferenceEngine, deployment: Place, cached_share: float | None) -> None:
     """Raise ConfigError where conversations cannot be held; say so where the engine forgets every prompt.
 
     Raises:
@@ -25,10 +25,12 @@ def require_conversations(engine: InferenceEngine, deployment: Place) -> None:
             given=f"deployment={deployment.name}",
             cure="deployment=simulated, or another workload",
         )
-    if share := getattr(engine, "prefix_hit_share", 0.0):
+    told = {"engine.prefix_hit_share": getattr(engine, "prefix_hit_share", 0.0)}
+    told["workload.cached_share"] = cached_share or 0.0
+    if given := " ".join(f"{key}={share:g}" for key, share in told.items() if share):
         raise ConfigError(
             "what is cached of a conversation's prompts, its turns decide",
-            given=f"engine.prefix_hit_share={share:g}",
+            given=given,
             cure="leave it out",
         )
     if not engine.finds_prefixes:

@@ -11,6 +11,7 @@ from llmpilot.workload.conversations import (
 from llmpilot.workload.joint import RequestStream, WorkloadModel, fit
 from llmpilot.workload.layouts import TraceColumns
 from llmpilot.workload.requests import PARAMETERS, Requests, concatenate, from_lengths
+from llmpilot.workload.sessions import TracedConversations, read_sessions
 from llmpilot.workload.shipped import SHIPPED, Workload, load_conversations, load_workload
 from llmpilot.workload.thinking import ThinkTimes
 from llmpilot.workload.trace import Trace, TraceChunk, TraceReading, open_trace, read_trace
@@ -29,6 +30,7 @@ __all__ = [
     "TraceChunk",
     "TraceColumns",
     "TraceReading",
+    "TracedConversations",
     "TurnRequests",
     "Workload",
     "WorkloadModel",
@@ -40,6 +42,7 @@ __all__ = [
     "load_workload",
     "open_trace",
     "poisson",
+    "read_sessions",
     "read_trace",
     "replay",
 ]

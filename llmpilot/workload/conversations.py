@@ -178,9 +178,9 @@ class DrawnConversations:
         """Return conversation `number`."""
         turns, added, output, think = self._tables
         words = random_words(self.seed, STREAM, number)
-        count = int(turns[_drawn(words, 1)[0]])
-        picks = _drawn(words, 3 * count).reshape(count, 3)
-        return _bounded(
+        count = int(turns[drawn(words, 1)[0]])
+        picks = drawn(words, 3 * count).reshape(count, 3)
+        return bounded(
             self.chat.max_context_tokens,
             self.system_tokens,
             added[picks[:, 0]],
@@ -195,8 +195,11 @@ class DrawnConversations:
         return turns, added, output, think_s
 
 
-def _bounded(most: int, system: int, added: Ints, output: Ints, think_s: Floats) -> Conversation:
-    """Return the conversation of these turns, as far as the context of `most` tokens lets it go on."""
+def bounded(most: int, system: int, added: Ints, output: Ints, think_s: Floats) -> Conversation:
+    """Return the conversation of these turns, as far as the context of `most` tokens lets it go on.
+
+    The columns become its own.
+    """
     think_s[0] = 0.0
     added[0] = min(int(added[0]), most - system - 1)
     output[0] = min(int(output[0]), most - system - int(added[0]))
@@ -206,9 +209,9 @@ def _bounded(most: int, system: int, added: Ints, output: Ints, think_s: Floats)
     return Conversation(system, added[:lasts], output[:lasts], think_s[:lasts])
 
 
-def _drawn(words: np.random.PCG64, count: int) -> Ints:
-    """Return random rows of the tables."""
-    return (words.random_raw(count) % np.uint64(QUANTILES)).astype(np.int64)
+def drawn(words: np.random.PCG64, count: int, rows: int = QUANTILES) -> Ints:
+    """Return `count` random rows of a table."""
+    return (words.random_raw(count) % np.uint64(rows)).astype(np.int64)
 
 
 def _whole(values: Floats) -> Ints:

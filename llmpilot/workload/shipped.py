@@ -1,23 +1,27 @@
 """The workload models that come with LLM-Pilot, and the `workload` part of the configuration."""
 
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from omegaconf import DictConfig
 from pydantic import Field, model_validator
 
-from llmpilot.config import Facts, NonNegative, Share, parse, plain
+from llmpilot.config import MOST_SECONDS, Facts, NonNegative, Share, parse, plain
 from llmpilot.errors import ConfigError, did_you_mean
 from llmpilot.workload.conversations import Chat, ConversationSource, DrawnConversations, means_of, sample_of
 from llmpilot.workload.joint import WorkloadModel, fit
-from llmpilot.workload.lengths import Spread, model_of_lengths
+from llmpilot.workload.lengths import Spread, gamma_quantiles, model_of_lengths
 from llmpilot.workload.requests import from_lengths
+from llmpilot.workload.sessions import TracedConversations, read_sessions
+from llmpilot.workload.trace import open_trace
 
 FOLDER = Path(__file__).parent / "models"
 SHIPPED = ("paper", "production", "azure_code", "azure_conv")
 PREFIX = "shipped:"
-FIXED, SPREAD, CONVERSATIONS = "fixed", "lengths", "conversations"
+FIXED, SPREAD, CONVERSATIONS, SESSIONS = "fixed", "lengths", "conversations", "sessions"
 LENGTHS = ("input_tokens", "output_tokens")
 DEVIATIONS = ("input_stdev_tokens", "output_stdev_tokens")
 MOST_DEVIATION = 3
@@ -86,7 +90,7 @@ def load_workload(node: DictConfig | dict[str, Any]) -> WorkloadModel:
     """
     conversations = load_conversations(node, seed=0)
     if conversations is not None:
-        raise _no_conversations(conversations)
+        raise _no_conversations(conversations, str(plain(node).get("name")))
     facts = parse(Workload, node, "workload")
     model = _model_of(facts)
     return model if facts.cached_share is None else replace(model, cached_share=facts.cached_share)
@@ -97,20 +101,48 @@ def load_conversations(node: DictConfig | dict[str, Any], seed: int) -> Conversa
 
     Raises:
         ConfigError: an unknown key, or an impossible value.
+        TraceError: the trace that they are of cannot be used.
     """
     facts = dict(plain(node))
-    if facts.get("model") != CONVERSATIONS:
+    if facts.get("model") not in (CONVERSATIONS, SESSIONS):
         return None
-    drawn = {key: value for key, value in facts.items() if key not in ("name", "model")}
-    return DrawnConversations(parse(Chat, drawn, "workload"), seed)
+    own = {key: value for key, value in facts.items() if key not in ("name", "model", "cached_share")}
+    if facts.get("cached_share") is not None:
+        raise ConfigError(
+            "what is cached of a conversation's prompts, its turns decide",
+            given=f"workload.cached_share={facts['cached_share']}",
+            cure="leave it out",
+        )
+    if facts["model"] == CONVERSATIONS:
+        return DrawnConversations(parse(Chat, own, "workload"), seed)
+    settings = parse(_Traced, own, "workload")
+    key = "workload.trace"
+    trace = open_trace(settings.trace, timed=settings.think_time_s is None, key=key)
+    if not trace.has_times:
+        trace = open_trace(settings.trace, key=key)
+    sessions = read_sessions(trace, key, until_s=inf)
+    think_s = None
+    if (mean := settings.think_time_s) is not None:
+        think_s = np.rint(gamma_quantiles(mean, mean) * 1e6) / 1e6 if mean else np.zeros(1)
+    return TracedConversations(
+        sessions, seed, think_s=think_s, max_context_tokens=settings.max_context_tokens
+    )
 
 
-def _no_conversations(conversations: ConversationSource) -> ConfigError:
+class _Traced(Facts):
+    """The conversations of a trace."""
+
+    think_time_s: Annotated[float, Field(ge=0, le=MOST_SECONDS)] | None = None
+    max_context_tokens: Annotated[int, Field(ge=2)] | None = None
+    trace: dict[str, Any] = Field(default_factory=dict)
+
+
+def _no_conversations(conversations: ConversationSource, name: str) -> ConfigError:
     """Return the error where requests are drawn one by one, with what comes nearest."""
     means = means_of(sample_of(conversations))
     return ConfigError(
         "conversations are for task=characterize, tune and workload: here requests have nothing in common",
-        given="workload=conversations",
+        given=f"workload={name}",
         cure="single requests of the same mean lengths, of which a cache that forgets nothing knows as much: "
         f"workload=lengths workload.input_tokens={means['input_tokens']:.0f} "
         f"workload.output_tokens={means['output_tokens']:.0f} "

@@ -136,6 +136,12 @@ class Trace:
         return found.texts is not None or "session" in found.columns
 
     @property
+    def has_times(self) -> bool:
+        """Whether timestamps are read: where they are named, or needed and found."""
+        found = self._find()
+        return found.texts is None and "timestamp" in found.columns
+
+    @property
     def unit(self) -> str | None:
         """What the timestamps that have been read are (`milliseconds`, `dates`), None if none were."""
         return None if self._last_s is None else NAMES[self._clock.unit or "s"]

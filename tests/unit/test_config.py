@@ -39,6 +39,8 @@ def test_every_option_of_every_group_composes_and_parses(group: str, option: str
         parse({"load": Load, "sla": Sla}[group], cfg[group], group)
     elif group == "gpu":
         assert catalog.build_gpu(cfg.gpu) == catalog.gpus([option])[option]
+    elif group == "workload" and option == "sessions":
+        assert cfg.workload.trace.path is None, "a trace of the user's own"
     elif group == "workload" and (conversations := load_conversations(cfg.workload, 42)) is not None:
         assert conversations.longest_tokens > 0
     elif group == "workload" and option != "file":

@@ -104,7 +104,7 @@ def test_a_conversation_ends_before_a_turn_that_its_context_cannot_hold(most: in
         ({"added_tokens": 1, "added_stdev_tokens": 1}, ["workload.added_stdev_tokens=1", "at most 0"]),
         ({"output_tokens": None}, ["workload.output_tokens"]),
         ({"max_context_tokens": 51}, ["workload.max_context_tokens=51", "workload.system_prompt_tokens=50"]),
-        ({"cached_share": 0.5}, ["workload.cached_share"]),
+        ({"cached_share": 0.5}, ["workload.cached_share=0.5", "its turns decide"]),
     ],
 )
 def test_impossible_conversations_are_refused(changes: dict[str, Any], words: list[str]) -> None:
