@@ -34,7 +34,7 @@ ORDER = [
     "serving",
     "report progress sla_overrides",
     "deployment_overrides",
-    "sweep",
+    "arguments sweep",
     "tasks",
     "hub_overrides",
     "cli",
