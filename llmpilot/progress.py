@@ -11,6 +11,9 @@ from llmpilot.metrics import Level, kind_of, shows
 from llmpilot.report.words import STREAMS, figure_of, latency_figure
 from llmpilot.schema import exactly
 
+SAID = (("TTFT", "ttft_ms", 0), ("ITL", "itl_ms", 1), ("TPOT", "tpot_ms", 1), ("E2E", "e2e_ms", 0))
+"""Of these, the first two that a level's streams show."""
+
 
 class Progress:
     """Says which level is being measured and what the last one showed."""
@@ -59,7 +62,7 @@ def _latencies(level: Level) -> str:
         return "no request succeeded"
     said = [
         f"{name} p50 {latency_figure(level, latency, 'p50', digits)} ms"
-        for name, latency, digits in (("TTFT", "ttft_ms", 0), ("ITL", "itl_ms", 1), ("E2E", "e2e_ms", 0))
+        for name, latency, digits in SAID
         if level[latency]["p50"] is not None and shows(level, latency, "p50")
     ][:2]
     kind = kind_of(level)

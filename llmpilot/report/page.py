@@ -13,6 +13,7 @@ from llmpilot.report.words import (
     conclusion,
     dollars_per_million,
     figure_of,
+    goodput,
     latency_figure,
     mark,
     other_workload,
@@ -122,7 +123,7 @@ def _html_table(result: Result) -> str:
         "output tokens/s": lambda level: figure_of(level["throughput_tok_s"], 0),
         "input tokens/s": lambda level: figure_of(level["input_tok_s"], 0),
         "requests/s": lambda level: figure_of(level["requests_per_s"], 2),
-        "goodput/s": lambda level: figure_of(level["goodput_per_s"], 2),
+        "goodput/s": lambda level: goodput(level, result),
     }
     if result["cost_per_hour"] is not None:
         columns["$ per 1M output tokens"] = lambda level: figure_of(dollars_per_million(level, result), 2)

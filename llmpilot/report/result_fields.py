@@ -170,7 +170,7 @@ class Level(Part):
     """Requests behind `ttfa_ms`."""
     requests_per_s: float
     goodput_per_s: float
-    """Requests that keep the limits of the SLA each by itself."""
+    """Requests that keep the limits of the SLA each by itself; 0 where streams do not show a limited one."""
     throughput_tok_s: float
     """Output tokens."""
     input_tok_s: float

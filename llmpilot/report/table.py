@@ -7,11 +7,13 @@ from rich.table import Table
 
 from llmpilot.boundary import AT_LEAST
 from llmpilot.console import out, say
+from llmpilot.metrics import BURSTS, ONE_PIECE, kind_of
 from llmpilot.report.words import (
     NOT_SHOWN,
     Result,
     dollars_per_million,
     figure_of,
+    goodput,
     largest,
     latency_figure,
     mark,
@@ -22,7 +24,8 @@ from llmpilot.report.words import (
 )
 from llmpilot.schema import exactly
 
-NARROW, WIDE = 110, 160
+Column = tuple[str, bool, Callable[[dict[str, Any]], str]]
+"""Its head, whether it stays on a narrow terminal, and what it shows of a level."""
 
 
 def print_table(result: Result) -> None:
@@ -31,44 +34,82 @@ def print_table(result: Result) -> None:
     A `!` marks a level whose steady window was too short, a `*` a latency that its streams do not show.
     Conversations have a second table, of TTFT by turn.
     """
-    columns: list[tuple[str, bool, Callable[[dict[str, Any]], str]]] = [
+    columns = _columns(result)
+    table = _table(result, columns)
+    while not _fits(table) and (less := _without_the_last_that_can_go(columns)) is not None:
+        columns = less
+        table = _table(result, columns)
+    out.print(table)
+    if any(level.get("stream_problem") for level in result["levels"]):
+        say(f"{NOT_SHOWN} the streams do not show it, see below")
+    _print_turns(result)
+
+
+def _columns(result: Result) -> list[Column]:
+    levels = result["levels"]
+    kinds = {kind_of(level) for level in levels}
+    thought = any("ttfa_ms" in level for level in levels)
+    columns: list[Column] = [
         (result["level_unit"], True, lambda level: f"{exactly(level['level'])}{mark(level)}"),
         ("ok", True, lambda level: f"{level['requests_ok']:,}"),
         ("failed", True, lambda level: f"{level['requests_failed']:,}"),
         ("TTFT p50\n[ms]", True, lambda level: latency_figure(level, "ttft_ms", "p50", 0)),
         ("p95\n[ms]", False, lambda level: latency_figure(level, "ttft_ms", "p95", 0)),
-        ("nTTFT p50\n[ms/token]", True, lambda level: latency_figure(level, "nttft_ms", "p50", 2)),
+    ]
+    if thought:
+        columns.append(
+            ("TTFA p50\n[ms]", True, lambda level: figure_of(level.get("ttfa_ms", {}).get("p50"), 0))
+        )
+    columns += [
+        (
+            "nTTFT p50\n[ms/token]",
+            kinds == {None} and not thought,
+            lambda level: latency_figure(level, "nttft_ms", "p50", 2),
+        ),
         ("ITL p50\n[ms]", True, lambda level: latency_figure(level, "itl_ms", "p50", 1)),
         ("p95\n[ms]", False, lambda level: latency_figure(level, "itl_ms", "p95", 1)),
-        ("E2E p50\n[ms]", False, lambda level: figure_of(level["e2e_ms"]["p50"], 0)),
+    ]
+    if BURSTS in kinds:
+        columns.append(("TPOT p50\n[ms]", True, lambda level: latency_figure(level, "tpot_ms", "p50", 1)))
+    columns += [
+        ("E2E p50\n[ms]", ONE_PIECE in kinds, lambda level: figure_of(level["e2e_ms"]["p50"], 0)),
         ("tokens/s", True, lambda level: figure_of(level["throughput_tok_s"], 0)),
         ("requests/s", False, lambda level: figure_of(level["requests_per_s"], 2)),
-        ("goodput/s", False, lambda level: figure_of(level["goodput_per_s"], 2)),
+        ("goodput/s", False, lambda level: goodput(level, result)),
     ]
     if result["cost_per_hour"] is not None:
         columns.append(("$/1M tok", True, lambda level: figure_of(dollars_per_million(level, result), 2)))
-    if any("ttfa_ms" in level for level in result["levels"]):
-        answered = ("TTFA p50\n[ms]", True, lambda level: figure_of(level.get("ttfa_ms", {}).get("p50"), 0))
-        columns.insert(5, answered)
-    if any("cached_share" in level for level in result["levels"]):
-        columns.append(("cached", True, lambda level: share_of(level.get("cached_share"))))
-    shown = [column for column in columns if column[1] or out.width >= NARROW]
-    if out.width >= WIDE and any("server" in level for level in result["levels"]):
-        shown += [
+    if any("cached_share" in level for level in levels):
+        columns.append(("cached", False, lambda level: share_of(level.get("cached_share"))))
+    if any("server" in level for level in levels):
+        columns += [
             ("running", False, lambda level: server_figure(level, "running", "mean", 1)),
             ("waiting", False, lambda level: server_figure(level, "waiting", "mean", 1)),
             ("KV use", False, lambda level: server_figure(level, "kv_usage", "mean", 2)),
         ]
+    return columns
+
+
+def _table(result: Result, columns: list[Column]) -> Table:
     table = Table(header_style="bold")
-    for name, _, _ in shown:
+    for name, _, _ in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for level in result["levels"]:
         style = None if level["level"] <= result["level_max"] else "dim"
-        table.add_row(*(show(level) for _, _, show in shown), style=style)
-    out.print(table)
-    if any(level.get("stream_problem") for level in result["levels"]):
-        say(f"{NOT_SHOWN} the streams do not show it, see below")
-    _print_turns(result)
+        table.add_row(*(show(level) for _, _, show in columns), style=style)
+    return table
+
+
+def _fits(table: Table) -> bool:
+    unlimited = out.options.update(max_width=1_000)
+    return out.measure(table, options=unlimited).maximum <= out.width
+
+
+def _without_the_last_that_can_go(columns: list[Column]) -> list[Column] | None:
+    for i in range(len(columns) - 1, -1, -1):
+        if not columns[i][1]:
+            return columns[:i] + columns[i + 1 :]
+    return None
 
 
 def _print_turns(result: Result) -> None:

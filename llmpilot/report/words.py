@@ -164,6 +164,12 @@ def latency_figure(level: dict[str, Any], latency: str, statistic: str, digits: 
     return figure_of(level[latency][statistic], digits)
 
 
+def goodput(level: dict[str, Any], result: Result) -> str:
+    """Return a level's goodput; NOT_SHOWN where the streams do not show what the SLA limits."""
+    unseen = metrics.unseen_limits(level, sla_of(result))
+    return NOT_SHOWN if unseen else figure_of(level["goodput_per_s"], 2)
+
+
 def share_of(value: float | None) -> str:
     """Return a share in percent, or a dash."""
     return "-" if value is None else f"{figure_of(100 * value, 0)}%"

@@ -69,10 +69,15 @@ def held_back(level: dict[str, Any], not_shown: tuple[str, ...] = ("itl_ms",)) -
     level["stream_problem"] = metrics.problem_of([level], Sla())
 
 
+@pytest.mark.parametrize(("width", "marked"), [(80, 1), (200, 3)])
 def test_what_streams_do_not_show_is_marked_and_said(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    width: int,
+    marked: int,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(out, "_width", 120)
+    monkeypatch.setattr(out, "_width", width)
     made = result([3.0, 0.04, 0.0])
     held_back(made["levels"][1])
     held_back(made["levels"][2])
@@ -83,7 +88,9 @@ def test_what_streams_do_not_show_is_marked_and_said(
     assert "takes at least 1 users (at 2 users the streams do not show ITL) within" in report.conclusion(made)
     report.print_table(made)
     rows = capfd.readouterr().out.splitlines()
-    assert [row.count("-*") for row in rows if "│" in row] == [0, 2, 2]
+    assert [row.count("-*") for row in rows if "│" in row] == [0, marked, marked]
+    assert any("TPOT p50" in row for row in rows), "what is shown in place of ITL stays on any terminal"
+    assert all(len(row) <= width and "…" not in row for row in rows)
     assert "-* the streams do not show it, see below" in rows
     report.write(made, tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -105,8 +112,9 @@ def test_no_figure_reads_zero_that_is_not(value: float | None, digits: int, show
 
 
 def test_thoughts_lengths_cached_prompts_and_turns_are_shown(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(out, "_width", 200)
     made = result([3.0, 40.0])
     first, second = made["levels"]
     turn = {"and_later": False, "requests": 3, "input_tokens_mean": 9.0, "cached_share": None}
