@@ -104,13 +104,21 @@ def measurements_of(table: pd.DataFrame, *, extra: Literal["keep", "refuse"] = "
 def save_measurements(measurements: Measurements, path: Path) -> None:
     """Write the measurements to a Parquet file, whole or not at all; `read_measurements` gives them back.
 
+    To a CSV file where the path ends so: without the columns that are empty in all rows.
+
     Raises:
         MeasurementsError: it cannot be written there.
     """
-    table = pa.Table.from_pandas(measurements.table, schema=_schema(measurements), preserve_index=False)
     try:
         with replacing(path) as temporary:
-            pq.write_table(table, temporary, compression="zstd", compression_level=19)
+            if path.suffix.lower() == ".csv":
+                table = measurements.table
+                there = [name for name in table.columns if name in REQUIRED or table[name].notna().any()]
+                table[there].to_csv(temporary, index=False, lineterminator="\n")
+                return
+            schema = _schema(measurements)
+            whole = pa.Table.from_pandas(measurements.table, schema=schema, preserve_index=False)
+            pq.write_table(whole, temporary, compression="zstd", compression_level=19)
     except OSError as error:
         raise MeasurementsError(
             f"cannot write there: {error.strerror or error}", given=path, cure="a path that is writable"

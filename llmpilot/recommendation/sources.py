@@ -11,11 +11,19 @@ from typing import Any
 from llmpilot import catalog
 from llmpilot.config import DEFAULT_TRACKING_URI, Model, Tracking
 from llmpilot.console import note
-from llmpilot.dataset import Dataset, from_runs, load, merge, published
+from llmpilot.dataset import (
+    Dataset,
+    MeasurementsError,
+    from_runs,
+    load,
+    merge,
+    published,
+    read_measurements,
+)
 from llmpilot.errors import ConfigError, did_you_mean
 from llmpilot.hf_config import model_from_hf_config
 from llmpilot.predict.service.knowledge import Knowledge, shipped_knowledge
-from llmpilot.predict.service.own_levels import own_levels
+from llmpilot.predict.service.own_levels import OwnLevel, levels_in, own_levels
 from llmpilot.tracking_store import sqlite_file
 
 PUBLISHED = "published"
@@ -38,19 +46,37 @@ def data_of(dataset: str | Path, tracking: Tracking | None, *, simulated: bool =
     return data if simulated else measured_only(data)
 
 
-def knowledge_of(tracking: Tracking | None) -> Knowledge:
+def knowledge_of(
+    tracking: Tracking | None, table: str | Path | None = None, models: Mapping[str, Model] | None = None
+) -> Knowledge:
     """Return what is known of today's services: what ships, and the user's own measured runs of them.
 
-    `tracking` None does without own runs; so does the default store where it does not exist yet.
+    `tracking` None does without own runs; so does the default store where it does not exist yet. `table` is a
+    file of further measurements, as task=import writes it; `models` are of its LLMs that the catalogue lacks.
 
     Raises:
         ConfigError: a tracking store was named, and does not exist.
+        MeasurementsError: the table cannot be read, or no row of it says anything.
         TrackingError: the tracking store cannot be read.
     """
     known = shipped_knowledge()
-    if tracking is None or not _is_there(tracking.uri):
-        return known
-    return known.conditioned_on(own_levels(tracking))
+    if tracking is not None and _is_there(tracking.uri):
+        known = known.conditioned_on(own_levels(tracking))
+    return known if table is None else known.conditioned_on(_levels_in(Path(table), models or {}))
+
+
+def _levels_in(path: Path, models: Mapping[str, Model]) -> list[OwnLevel]:
+    levels, left_out = levels_in(read_measurements(path.expanduser()), models)
+    reasons = [f"{reason}: {rows}" for reason, rows in sorted(left_out.items())]
+    if not levels:
+        raise MeasurementsError(
+            "no row of the table tells how fast a service of today is",
+            given=f"measurements={path}: {'; '.join(reasons) or 'it has no rows'}",
+            cure="rows need engine, gpu, model, lengths, a load and a TPOT: llmpilot/dataset/README.md",
+        )
+    for reason in reasons:
+        note(f"left out of {path}: {reason}", style="yellow")
+    return levels
 
 
 def stored(dataset: str | Path) -> Dataset:

@@ -45,6 +45,7 @@ class Asking(Facts):
     catalog: Annotated[list[str] | None, BeforeValidator(_listed)] = None
     gpus_per_pod: Annotated[list[PositiveInt] | None, BeforeValidator(_listed)] = None
     runs: bool = True
+    measurements: str | None = None
     what_if: bool = False
     page: str | None = None
     plot: str | None = None
@@ -86,11 +87,18 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     curves: tuple[PriceCurve, ...] = ()
     found: Answered | None = None
     if engine.name == PAPER_ENGINE:
+        if asked.asking.measurements is not None:
+            raise ConfigError(
+                "a table of measurements tells of today's engines, not of the paper's",
+                given=f"engine={engine.name} measurements={asked.asking.measurements}",
+                cure="leave one of them out; dataset=FILE.parquet is what engine=tgis learns from",
+            )
         answer = _of_the_paper(asked)
     else:
         question = _question(asked, engine)
         with err.status("reading your runs"):
-            knowledge = knowledge_of(asked.tracking)
+            own = {name: question.model for name in (question.model.hf_id, question.model.name)}
+            knowledge = knowledge_of(asked.tracking, asked.asking.measurements, own)
         with err.status(f"simulating {len(question.offered)} services"):
             found = answered(question, knowledge)
         answer = found.answer

@@ -1,5 +1,6 @@
 """The user's own measured levels of today's engines, and what each says of its service beside the factors."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, log
@@ -9,10 +10,10 @@ import pandas as pd
 from pydantic import ValidationError
 
 from llmpilot.config import Gpu, Model, Tracking
-from llmpilot.dataset.measurements import CLOSED, OPEN
+from llmpilot.dataset.measurements import CLOSED, OPEN, Measurements
 from llmpilot.dataset.runs import Collected, collect
 from llmpilot.predict.service.kin import by_datasheet
-from llmpilot.predict.service.levels import OUR_CLIENT, Level
+from llmpilot.predict.service.levels import OUR_CLIENT, Level, described
 from llmpilot.predict.service.simulated import Run, simulated
 from llmpilot.simulator.factors import NAMES, family_of, service_key
 from llmpilot.simulator.service_settings import ENGINE_NAMES, service_settings
@@ -68,6 +69,31 @@ def levels_of(collected: Collected) -> list[OwnLevel]:
         if level is not None:
             found.append(OwnLevel(level, tpot_ms, _first(values, "ttft_ms_p50", "ttft_ms_mean")))
     return found
+
+
+def levels_in(
+    measurements: Measurements, models: Mapping[str, Model]
+) -> tuple[list[OwnLevel], dict[str, int]]:
+    """Return a table's measured levels that can be simulated as they were, and why how many rows are none.
+
+    `models`: of LLMs that the catalogue lacks, by the names that rows have.
+    """
+    doubted, table = measurements.in_doubt(), measurements.table
+    found = described(measurements, models)
+    left_out = Counter(reason for reason in found.skipped if reason is not None)
+    levels = []
+    for level in found.levels:
+        values = {str(name): value for name, value in table.iloc[level.row].items()}
+        tpot_ms = _first(values, "tpot_ms_mean", "itl_ms_mean", "tpot_ms_p50")
+        if values["measurement"] == "simulated":
+            left_out["simulated"] += 1
+        elif doubted[level.row]:
+            left_out["in doubt"] += 1
+        elif level.at_once is not None or tpot_ms is None:
+            left_out["neither a time per output token under a steady load"] += 1
+        else:
+            levels.append(OwnLevel(level, tpot_ms, _first(values, "ttft_ms_p50", "ttft_ms_mean")))
+    return levels, dict(left_out)
 
 
 def residual_of(knowledge: "Knowledge", own: OwnLevel) -> "OwnResidual":
