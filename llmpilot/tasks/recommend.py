@@ -97,7 +97,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     else:
         question = _question(asked, engine)
         with err.status("reading your runs"):
-            own = {name: question.model for name in (question.model.hf_id, question.model.name)}
+            own = dict.fromkeys((question.model.hf_id, question.model.name), question.model)
             knowledge = knowledge_of(asked.tracking, asked.asking.measurements, own)
         with err.status(f"simulating {len(question.offered)} services"):
             found = answered(question, knowledge)

@@ -90,7 +90,7 @@ def levels_in(
         elif doubted[level.row]:
             left_out["in doubt"] += 1
         elif level.at_once is not None or tpot_ms is None:
-            left_out["neither a time per output token under a steady load"] += 1
+            left_out["no time per output token under a steady load"] += 1
         else:
             levels.append(OwnLevel(level, tpot_ms, _first(values, "ttft_ms_p50", "ttft_ms_mean")))
     return levels, dict(left_out)
