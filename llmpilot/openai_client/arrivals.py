@@ -67,6 +67,7 @@ class _Decoder:
     def __init__(self, coding: bytes) -> None:
         self._deflate = coding == b"deflate"  # of which kind is not known yet
         self._gzip = not self._deflate
+        self._members = 0
         self._decoder = self._new()
         self._unsure = b""  # what has come of a body of which nothing has been decoded
 
@@ -83,6 +84,8 @@ class _Decoder:
             try:
                 part = self._decoder.decompress(data, max(1, room))
             except zlib.error as error:
+                if self._members:
+                    break  # what some append to fill up
                 if not self._deflate:
                     raise UndecodableError(str(error)) from None
                 # Some servers send what is within the format that is meant.
@@ -99,6 +102,7 @@ class _Decoder:
                 raise UndecodableError(f"it is more than {MOST_DECODED} bytes long")
             data = self._decoder.unused_data
             if data and self._gzip:
+                self._members += 1
                 self._decoder = self._new()  # another member, which gzip may append
             elif data:
                 break

@@ -212,6 +212,7 @@ def test_a_compressed_answer_may_be_of_several_members_and_lack_its_end() -> Non
     members = gzip.compress(event()) + gzip.compress(event()) + gzip.compress(DONE)
     head = HEAD[:-2] + b"Content-Encoding: gzip\r\n\r\n"
     assert len(read(head + members).token_ns) == 2
+    assert len(read(head + members + bytes(64)).token_ns) == 2
     assert read(head + gzip.compress(event() * 2 + DONE)[:-8]).failure == ""
 
 
