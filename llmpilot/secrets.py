@@ -27,7 +27,8 @@ _SECRET_VARIABLE = re.compile(
     r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PAT|PWD|CREDENTIALS?|AUTHORIZATION|BEARER)(_|$)|PASSWORD|PASSWD",
     re.IGNORECASE,
 )
-_URL_USER = re.compile(r"(?<=://)[^\s'\"]*@")
+# Also without a scheme, as proxies are given: me:password@host:3128.
+_URL_USER = re.compile(r"(?<=://)[^\s'\"]*@|(?<![\w/@.])[^\s'\"/@:=]+:[^\s'\"/@]+@(?=[\w.-]+:\d)")
 _URL_QUERY = re.compile(
     r"([?&][\w-]*(?:key|token|secret|password|passwd|signature|sig|code|auth|credentials?)=)[^&\s'\"]+",
     re.IGNORECASE,

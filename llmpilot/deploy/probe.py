@@ -16,6 +16,8 @@ from llmpilot.engine.openai import Asked, Dialect, Fields, OpenAIEngine
 
 PROBE = Asked(4, 2, 1, True, 1.0, 0, 1.0)
 SAMPLED = PROBE._replace(greedy=False, temperature=0.7, top_k=40, top_p=0.9)
+LONGER = PROBE._replace(output_tokens=64)
+"""For servers that refuse so short an answer: thoughts alone would be longer."""
 PROBE_IDS = b"[100,101,102,103]"  # which even a tiny vocabulary has
 PROBE_TEXT = b'"the of and to"'
 MOST_TRIES = 12
@@ -93,6 +95,7 @@ class Probe:
         self._ask, self._ways, self._model, self._owner = ask, ways, model, owner
         self._until_s = time.monotonic() + deadline_s
         self._refused: list[Refused] = []
+        self._asked = PROBE
         self._left_out: frozenset[str] = frozenset()
         self._length: str | None = None
         self._sent: set[tuple[str, bytes]] = set()
@@ -122,7 +125,7 @@ class Probe:
         while steps:
             dialect, fields = steps[0]
             fields = Fields(fields.left_out | self._left_out, self._length or fields.length)
-            body = _body(way, self._model, dialect, fields)
+            body = _body(way, self._model, dialect, fields, self._asked)
             if (way.path, body) in self._sent:
                 steps.pop(0)
                 continue
@@ -137,7 +140,9 @@ class Probe:
             refusal = refused.refusal
             if refusal.about == "fields":
                 self._leave_out(refusal.fields)
-            elif refusal.about != "unknown":
+            elif refusal.about == "length" and self._asked is not LONGER:
+                self._asked = LONGER
+            elif refusal.about not in ("unknown", "length"):
                 break
             elif answer.status in GATEWAY and len(steps) > 1:
                 steps = steps[-1:]  # once more, with as little as possible
@@ -163,7 +168,8 @@ class Probe:
             return settled
         for _ in range(3):
             fields = settled.fields
-            body = _body(settled.way, self._model, settled.dialect, fields, SAMPLED)
+            sampled = SAMPLED._replace(output_tokens=self._asked.output_tokens)
+            body = _body(settled.way, self._model, settled.dialect, fields, sampled)
             answer = self._ask(settled.way.path, body, max(0.1, self._until_s - time.monotonic()))
             refused = _refused(settled.way, answer, body)
             if refused is None or not (names := refused.refusal.fields & {"temperature", "top_p", "top_k"}):

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
-About = Literal["fields", "prompt", "api", "model", "context", "key", "loading", "tls", "unknown"]
+About = Literal["fields", "prompt", "length", "api", "model", "context", "key", "loading", "tls", "unknown"]
+NO_SUCH_PATH = (404, 405, 501)
 
 MOST_READ = 20_000
 MOST_NAMED = 6
@@ -48,6 +49,11 @@ _PROMPT = re.compile(
     r"|(?:expected|must be|should be) (?:a |an )?(?:valid )?str",
     re.IGNORECASE,
 )
+_LONGER = re.compile(
+    r"higher max_\w*tokens|output limit was reached"
+    r"|\bmax_\w*tokens\b.{0,80}(?:at least|minimum|greater than|>=?|too (?:small|low))",
+    re.IGNORECASE | re.DOTALL,
+)
 _NO_STREAM = re.compile(
     r"\bstream(?:ing)?\b.{0,40}(?:not|n't|unsupported)|(?:not|n't) (?:\w+ )?support\w*\W.{0,20}\bstream",
     re.IGNORECASE,
@@ -75,8 +81,10 @@ def read_refusal(
     message, places = _said(text)
     if _WANTS_TLS.search(text):
         return Refusal("tls")
-    if is_page(text):
+    if is_page(text) and status in (200, *NO_SUCH_PATH):
         return Refusal("api")
+    if _LONGER.search(message):
+        return Refusal("length")
     no_api = _NO_CHAT if chat else _CHAT_ONLY
     if no_api.search(message):
         return Refusal("api")
@@ -90,7 +98,7 @@ def read_refusal(
         return Refusal("model")
     if status in (401, 403):
         return Refusal("key")
-    if status in (404, 405, 501):
+    if status in NO_SUCH_PATH:
         return Refusal("api")
     if status >= 500 and _LOADING.search(message):
         return Refusal("loading")

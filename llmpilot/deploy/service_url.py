@@ -94,7 +94,9 @@ def taken_apart(url: str) -> ServiceUrl:
     api_paths: tuple[str, ...] = ("/v1", "")
     ending = next((ending for ending in ENDPOINTS if path.endswith(ending)), None)
     if ending is not None:
-        path, api_paths = path.removesuffix(ending), ("",)
+        path = path.removesuffix(ending)
+        # Some APIs have a base of that name, below which there is /chat/completions (Azure AI).
+        api_paths = ("", ending) if ending == "/models" else ("",)
     above, _, last = path.rpartition("/")
     if VERSION.fullmatch(last):
         path, api_paths = above, (f"/{last}",)

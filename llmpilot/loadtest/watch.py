@@ -88,7 +88,7 @@ class Watch:
         reading, answer_ms = Reading(), NAN
         if metrics is not None:
             try:
-                reading = read(fetch(self._http, metrics.path), metrics)
+                reading = read(fetch(self._http, self._endpoint.at(metrics.path)), metrics)
                 answer_ms = (clock_ns() - asked_ns) / 1e6
             except UnreadableError:
                 if self._over.is_set():

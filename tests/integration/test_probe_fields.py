@@ -86,6 +86,33 @@ def test_fields_that_are_not_named_are_left_out_step_by_step(status: int) -> Non
     assert {"ignore_eos", "stream_options"} < {*found.not_taken}
 
 
+@pytest.mark.parametrize("status", [400, 500, 502])
+def test_a_page_may_be_a_refusal_like_any_other(status: int) -> None:
+    page = b"<!doctype html><title>Error</title><h1>Something went wrong</h1>"
+    with picky(silent("ignore_eos", status=status, body=page)) as server:
+        found = visited(server.url)
+    assert found.engine.api == "completions"
+    assert "ignore_eos" in found.not_taken
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Could not finish the message because max_tokens or model output limit was reached. "
+        "Please try again with higher max_tokens.",
+        "Invalid 'max_tokens': integer below minimum value. Expected a value >= 16, but got 2 instead.",
+        "max_tokens must be at least 16",
+    ],
+)
+def test_a_longer_answer_is_asked_for_where_two_tokens_are_too_few(message: str) -> None:
+    def answers(asked: Asked) -> Answer:
+        return refused(message) if asked.body.get("max_tokens", 99) < 16 else None
+
+    with picky(answers) as server:
+        found = visited(server.url)
+    assert (found.dialect, found.not_taken, found.fields.length) == ("vllm", (), "max_tokens")
+
+
 def test_many_fields_are_left_out_one_after_the_other() -> None:
     names = ("ignore_eos", "min_tokens", "return_token_ids", "stream_options", "temperature")
     with picky(unknown(*names)) as server:

@@ -42,6 +42,8 @@ def test_values_of_the_environment_and_urls_are_hidden(monkeypatch: pytest.Monke
     assert redact("the header was Bearer hf_abcdefgh!") == "the header was Bearer ***!"
     assert redact("http://me:pass@host:5000/x") == "http://***@host:5000/x"
     assert redact("http://me:p@ss@host/x") == "http://***@host/x"
+    assert redact("deployment.proxy=me:pass@host:3128") == "deployment.proxy=***@host:3128"
+    assert redact("at 10:30 mail me@host:25") == "at 10:30 mail me@host:25"
     assert redact("https://host/v1?api_key=abcdef&n=1") == "https://host/v1?api_key=***&n=1"
 
 
