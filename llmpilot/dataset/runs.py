@@ -127,9 +127,9 @@ def collect(settings: Tracking, *, simulated: bool = False) -> Collected:
     """Return the same as `from_runs`, with what was left out.
 
     Every level of a finished closed-loop run is a row, but for levels at which the client was the bottleneck,
-    those whose window was too short to be judged by, and those without latencies. Runs on other hardware
-    than their label says are left out, and simulated ones unless asked for. A service that was not started
-    by us is taken for what its run says it is.
+    those whose window was too short to be judged by, those whose streams do not show when single tokens came,
+    and those without latencies. Runs on other hardware than their label says are left out, and simulated ones
+    unless asked for. A service that was not started by us is taken for what its run says it is.
 
     Raises:
         TrackingError: MLflow cannot be read.

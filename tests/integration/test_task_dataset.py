@@ -13,6 +13,7 @@ from hf_configs import TINY_LLAMA
 from llmpilot import cli
 from llmpilot.config import Tracking
 from llmpilot.dataset import from_runs, load, published, read_measurements, shipped_measurements
+from llmpilot.dataset import runs as own_runs
 from llmpilot.dataset.conversion import to_dataset
 from llmpilot.errors import TrackingError
 
@@ -166,6 +167,25 @@ def test_every_level_is_a_measurement_with_all_its_figures(client: Any, run: Run
     # What the paper measured is among them to the last digit.
     theirs = found.select(table["source"].str.startswith("IBM/LLM-performance-prediction"))
     assert to_dataset(theirs).content_hash == published().content_hash
+
+
+def test_levels_whose_streams_show_no_single_tokens_are_no_rows(
+    client: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished, held_back = own_runs._finished, store.runs["known"]["run_id"]
+
+    def one_held_back(settings: Tracking, *, simulated: bool) -> Any:
+        found = finished(settings, simulated=simulated)
+        (level, _) = next(run for run in found if run.run_id == held_back).levels or ()
+        level["stream_problem"] = "95% of the answers came in one piece"
+        return found
+
+    before = own_runs.collect(STORE, simulated=True)
+    monkeypatch.setattr(own_runs, "_finished", one_held_back)
+    after = own_runs.collect(STORE, simulated=True)
+    assert len(after.dataset) == len(before.dataset) - 1
+    assert len(after.measurements) == len(before.measurements) - 1
+    assert after.left_out - before.left_out == {own_runs.HELD_BACK: 1}
 
 
 def test_the_table_of_measurements_can_be_left_out(client: Any, run: Run) -> None:
