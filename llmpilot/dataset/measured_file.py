@@ -23,6 +23,7 @@ from llmpilot.dataset.measurements import (
     OPEN,
     REQUIRED,
     SPECULATION,
+    TEXTS,
     YES_OR_NO,
     Measurements,
     MeasurementsError,
@@ -70,7 +71,14 @@ def read_table(path: Path) -> pd.DataFrame:
         if suffix in PARQUET:
             frame: pd.DataFrame = pq.ParquetFile(path).read().to_pandas()
             return frame
-        return pd.read_csv(path, low_memory=False, comment="#" if _commented(path) else None)
+        # Texts stay texts (a version 0.20 is no 0.2), and numbers keep every digit.
+        return pd.read_csv(
+            path,
+            low_memory=False,
+            comment="#" if _commented(path) else None,
+            dtype=dict.fromkeys(TEXTS, str),
+            float_precision="round_trip",
+        )
     except (pa.ArrowException, OSError, ValueError, pd.errors.ParserError) as error:
         raise MeasurementsError("the file cannot be read", given=f"{path}: {error}", cure=CURE) from None
 

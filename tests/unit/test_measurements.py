@@ -370,3 +370,15 @@ def test_what_the_paper_measured_survives_exactly() -> None:
 def test_rows_that_are_no_characterizations_are_left_out_of_the_data_set() -> None:
     both = joined(to_measurements(published()), shipped_measurements())
     assert to_dataset(both).content_hash == published().content_hash
+
+
+def test_a_csv_gives_back_what_was_written(tmp_path: Path) -> None:
+    written = measurements_of(
+        table(
+            {"engine_version": "0.20", "tpot_ms_mean": 0.1 + 0.2, "disaggregated": False, "source_row": "7"}
+        )
+    )
+    save_measurements(written, tmp_path / "table.csv")
+    found = read_measurements(tmp_path / "table.csv")
+    assert found.content_hash == written.content_hash
+    assert "kv_precision" not in (tmp_path / "table.csv").read_text()

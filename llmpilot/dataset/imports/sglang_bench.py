@@ -59,6 +59,9 @@ def _row(result: Mapping[str, Any]) -> Row:
     for latency, name in LATENCIES.items():
         row |= figures(latency, stated(result, name))
     row |= {column: number(result[name]) for column, name in RATES.items() if name in result}
+    parts = [number(result.get(f"{name}_throughput")) for name in ("input", "output")]
+    if None not in parts:  # older versions do not state their sum
+        row.setdefault("throughput_total_tok_s", sum(part or 0.0 for part in parts))
     row |= requests(number(result["completed"]), _failed(result)) | _lengths(result)
     hit = number(at(result, "cache_report", "cache_hit_rate_pct"))
     if hit is not None:
@@ -95,6 +98,8 @@ def _server(info: Any) -> Row:
     """Return what an SGLang server said of itself: its arguments, its version, the room of its cache."""
     if not isinstance(info, dict):
         return {}
+    if isinstance(one := at(info, "decode", 0), dict):  # a router's answer, for parts of both kinds
+        return _server(one) | {"disaggregated": True}
     row: Row = {column: found for column, name in SERVER_COUNTS.items() if (found := count(info.get(name)))}
     if model := info.get("model_path") or info.get("served_model_name"):
         row["model"] = str(model)
@@ -110,6 +115,8 @@ def _server(info: Any) -> Row:
         row["spec_decode"] = "yes"
     if isinstance(off := info.get("disable_radix_cache"), bool):
         row["prefix_caching"] = not off
+    if info.get("disable_cuda_graph") is True:
+        row["eager"] = True
     if isinstance(spread := info.get("enable_dp_attention"), bool):
         row["attention_dp"] = spread
     if info.get("disaggregation_mode") in ("prefill", "decode"):
