@@ -93,6 +93,6 @@ def _is_quantized(checkpoint: str) -> bool:
     if not folder.is_dir():
         return True
     try:
-        return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return False

@@ -9,7 +9,7 @@ from llmpilot.config import Load
 from llmpilot.console import err, note
 from llmpilot.metrics import Level, kind_of, shows
 from llmpilot.report.words import STREAMS, figure_of, latency_figure
-from llmpilot.schema import exactly
+from llmpilot.schema import at_level
 
 SAID = (("TTFT", "ttft_ms", 0), ("ITL", "itl_ms", 1), ("TPOT", "tpot_ms", 1), ("E2E", "e2e_ms", 0))
 """Of these, the first two that a level's streams show."""
@@ -42,14 +42,14 @@ class Progress:
 
     def begin(self, level: float) -> None:
         """A level begins."""
-        self._bar.update(self._task, description=f"{exactly(level)} {self._unit}")
+        self._bar.update(self._task, description=at_level(level, self._unit))
 
     def end(self, level: Level) -> None:
         """A level has ended with these figures."""
         self._bar.advance(self._task)
         latencies = _latencies(level)
         note(
-            f"  {exactly(level['level'])} {self._unit}: {level['requests_ok']} requests ok, "
+            f"  {at_level(level['level'], self._unit)}: {level['requests_ok']} requests ok, "
             f"{level['requests_failed']} failed; {latencies}; "
             f"{figure_of(level['throughput_tok_s'], 0)} tokens/s"
             f"{_server(level.get('server', {}))}"

@@ -15,6 +15,11 @@ def exactly(value: float) -> str:
     return repr(float(value)).removesuffix(".0")
 
 
+def at_level(level: float, unit: str) -> str:
+    """Return a level of load with its unit: `1 user`, `8 users`, `1 requests/s`."""
+    return f"{exactly(level)} {'user' if unit == 'users' and level == 1 else unit}"
+
+
 class Facts(BaseModel):
     """Base of all schemas: frozen, no unknown keys, no NaN or infinity."""
 

@@ -87,7 +87,7 @@ class Sweep:
             for entry in failed:
                 note(f"  {entry['cell']}: {entry['reason']}", style="red")
         if self._upload:
-            note(f"what is kept in {ROOT} is uploaded, once MLflow answers, by", style="red")
+            note(f"{self._tracker.when} what is kept in {ROOT} is uploaded by", style="red")
             note(f"    {self._upload}", style="red")
         return 1 if failed else 0
 

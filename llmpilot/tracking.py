@@ -6,7 +6,6 @@ reached, measuring goes on and `upload` sends the whole folder later, as often a
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from llmpilot.files import to_json, write_text
 from llmpilot.metrics import RATES, Level, shows
 from llmpilot.runfolder import RunFolder
 from llmpilot.secrets import redact
+from llmpilot.tracking_left import adopted_experiment, adopted_run, deleted_experiment
 from llmpilot.tracking_store import check_reachable, connect
 
 CHARACTERIZE = "characterize"
@@ -117,6 +117,7 @@ class Tracker:
     def __init__(self, tracking: Tracking) -> None:
         self.tracking = tracking
         self.problem: str | None = None
+        self.cure = ""
         self._client: Any = None
         self._experiments: dict[str, str] = {}
 
@@ -159,7 +160,7 @@ class Tracker:
 
         def start() -> str:
             client = self._connect()
-            adopted = os.environ.pop("MLFLOW_RUN_ID", None)
+            adopted = adopted_run(client, self.tracking)
             run_id = adopted or client.create_run(self._experiment(task), run_name=name).info.run_id
             with self._ended_if_it_fails(run_id):
                 for key, value in {TAG_TASK: task, TAG_RUN_NAME: name, **tags}.items():
@@ -218,6 +219,11 @@ class Tracker:
         ending.start()
         ending.join(min(self.tracking.timeout_s, ENDING_S))
 
+    @property
+    def when(self) -> str:
+        """What has to be done before what failed may be tried again: how the cure of a task begins."""
+        return f"{self.cure}; then" if self.cure else "once MLflow answers,"
+
     # What follows talks to MLflow and may raise whatever it raises.
 
     def _start(self, folder: RunFolder, parent_run_id: str | None) -> None:
@@ -227,7 +233,7 @@ class Tracker:
             folder.save(parent_run_id=parent_run_id)
         client, state = self._connect(), folder.state
         # The run that `mlflow run` made wins over the one of an earlier try: it waits for these figures.
-        run_id = os.environ.pop("MLFLOW_RUN_ID", None) or self._reopen(state["run_id"])
+        run_id = adopted_run(client, self.tracking) or self._reopen(state["run_id"])
         if run_id is None:
             run_id = client.create_run(
                 self._experiment(state["task"]), run_name=state["run_name"]
@@ -289,13 +295,15 @@ class Tracker:
         return runs[0] if runs else None
 
     def _experiment(self, task: str) -> str:
-        adopted = os.environ.get("MLFLOW_EXPERIMENT_ID")
-        if adopted:
-            return adopted
         name = f"{self.tracking.experiment_prefix}/{task}"
         if name not in self._experiments:
-            found = self._connect().get_experiment_by_name(name)
-            self._experiments[name] = found.experiment_id if found else self._create_experiment(name)
+            client = self._connect()
+            adopted = adopted_experiment(client, self.tracking, name)
+            found = None if adopted else client.get_experiment_by_name(name)
+            if found is not None and found.lifecycle_stage == "deleted":
+                raise deleted_experiment(found, self.tracking)
+            found_id = adopted or (found and found.experiment_id)
+            self._experiments[name] = found_id or self._create_experiment(name)
         return self._experiments[name]
 
     def _create_experiment(self, name: str) -> str:
@@ -328,7 +336,11 @@ class Tracker:
             # none of them may cost a measurement.
             interrupts.check()  # a library may have turned a Ctrl-C into an error of its own
             self.problem = redact(f"{type(error).__name__}: {error}".strip().splitlines()[0])
+            if isinstance(error, TrackingError):
+                self.problem, self.cure = error.wrong, error.cure
             note(f"MLflow at {self.tracking.uri} cannot be used: {self.problem}", style="yellow")
+            if self.cure:
+                note(f"  to mend it: {self.cure}", style="yellow")
             return None
 
 
@@ -345,25 +357,26 @@ def upload(folder: RunFolder, tracking: Tracking) -> str:
     tracker.start(folder, folder.state.get("parent_run_id"))
     tracker.finish(folder)
     if tracker.problem is not None:
-        raise not_uploaded(folder, tracker.problem, tracking)
+        raise not_uploaded(folder, tracker)
     run_id = str(folder.state["run_id"])
     if folder.state["status"] == "FINISHED":
         folder.remove()
     return run_id
 
 
-def not_uploaded(
-    folder: RunFolder, problem: str, tracking: Tracking, result: dict[str, Any] | None = None
-) -> TrackingError:
+def not_uploaded(folder: RunFolder, tracker: Tracker, result: dict[str, Any] | None = None) -> TrackingError:
     """Return the error that says where the results are and how to upload them; it carries the result."""
+    tracking = tracker.tracking
     uri = redact(tracking.uri)
     # A password is the user's to fill in.
     where = f"MLFLOW_TRACKING_URI='{uri}' " if uri != tracking.uri else ""
     option = "" if where or uri == DEFAULT_TRACKING_URI else f" tracking.uri={uri}"
+    if tracking.experiment_prefix != Tracking.model_fields["experiment_prefix"].default:
+        option += f" tracking.experiment_prefix={tracking.experiment_prefix}"
     return TrackingError(
-        f"measured, but not tracked: {problem}",
+        f"measured, but not tracked: {tracker.problem}",
         given=f"tracking.uri={uri}",
-        cure=f"the results are kept in {folder.path}; once MLflow answers, run\n"
+        cure=f"the results are kept in {folder.path}; {tracker.when} run\n"
         f"    {where}python -m llmpilot task=upload 'folders=[{folder.path}]'{option}",
         result=result,
     )

@@ -1,5 +1,6 @@
 """Tables of measurements as files: Parquet or CSV, ours or anyone's, and what ships with LLM-Pilot."""
 
+import codecs
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -141,7 +142,7 @@ def _schema(measurements: Measurements) -> pa.Schema:
 
 
 def _commented(path: Path) -> bool:
-    return path.suffix == ".csv" and path.read_bytes()[:1] == b"#"
+    return path.suffix == ".csv" and path.read_bytes()[:4].removeprefix(codecs.BOM_UTF8)[:1] == b"#"
 
 
 def _require_columns(table: pd.DataFrame) -> None:

@@ -195,7 +195,7 @@ class VllmEngine(ScheduledEngine):
         if self.model_path is None:
             return None
         try:
-            text = (Path(self.model_path).expanduser() / "config.json").read_text(encoding="utf-8")
+            text = (Path(self.model_path).expanduser() / "config.json").read_text(encoding="utf-8-sig")
             size = json.loads(text).get("vocab_size")
         except (OSError, ValueError, AttributeError):
             return None

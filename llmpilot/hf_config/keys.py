@@ -36,7 +36,7 @@ def read_file(file: Path) -> dict[str, Any]:
     """Return the JSON object of a config file; raise ConfigError if it is none."""
     cure = "give the config.json of a Hugging Face model, or the folder that holds it: model.config=PATH"
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError("there is no such file", cure=cure) from None
     except OSError as error:

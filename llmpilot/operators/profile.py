@@ -127,7 +127,7 @@ def read_profile(path: str | Path) -> GpuProfile:
     """
     file = Path(path).expanduser()
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise _unusable(file, str(error)) from None
     if not text.strip():

@@ -98,7 +98,7 @@ def read_calibrations(path: Path) -> dict[tuple[str, str, int], Calibration]:
         ConfigError: no such file, or it is no table of calibrations.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
         if not rows:
             raise ValueError("it has no rows")

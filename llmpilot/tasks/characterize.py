@@ -90,7 +90,7 @@ def _measure(
         result["run_id"] = folder.state["run_id"]
         show(result, folder, tracker, brief=in_sweep)
         if tracker.problem is not None:
-            raise tracking.not_uploaded(folder, tracker.problem, tracker.tracking, result)
+            raise tracking.not_uploaded(folder, tracker, result)
         folder.remove()
     return result
 

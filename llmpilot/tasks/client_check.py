@@ -8,7 +8,7 @@ from llmpilot.deploy.served_text import shown
 from llmpilot.loadtest import Records
 from llmpilot.loadtest.client_error import bottleneck, client_error
 from llmpilot.metrics import Level, shows
-from llmpilot.schema import exactly
+from llmpilot.schema import at_level, exactly
 
 TTFT_MS, ITL_MS = 50.0, 20.0  # where the level has no latencies to go by
 INEXACT = {
@@ -52,7 +52,7 @@ def judge(endpoint: HttpEndpoint, levels: list[Level]) -> dict[str, Any]:
     closed = [level for level in levels if level["users"]]
     if endpoint.client.calibrate and closed:
         largest = max(closed, key=lambda level: int(level["users"]))
-        note(f"measuring the client itself: {largest['users']} users on the emulator")
+        note(f"measuring the client itself: {at_level(largest['users'], 'users')} on the emulator")
         error = client_error(
             int(largest["users"]),
             settings=endpoint.client,
@@ -91,7 +91,7 @@ def show(result: dict[str, Any]) -> None:
     if error is not None:
         ttft, itl = error["ttft_error_ms"], error["itl_error_ms"]
         say(
-            f"the client's own error at {error['users']} users: TTFT {ttft['p50']:.2f} ms "
+            f"the client's own error at {at_level(error['users'], 'users')}: TTFT {ttft['p50']:.2f} ms "
             f"(p99 {ttft['p99']:.2f} ms), ITL {itl['p50']:.3f} ms"
         )
     for level, why in result["client"]["bottleneck"].items():

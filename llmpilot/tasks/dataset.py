@@ -232,6 +232,6 @@ def _not_tracked(
     return TrackingError(
         f"written to {output}, but not tracked: {tracker.problem}",
         given=f"tracking.uri={uri}",
-        cure="give the same command again once MLflow answers",
+        cure=f"{tracker.when} give the same command again",
         result=result,
     )

@@ -316,8 +316,7 @@ def _not_registered(registry: Registry, folder: Path, result: dict[str, Any]) ->
     return TrackingError(
         f"trained, but not registered: {registry.problem}",
         given=f"tracking.uri={redact(registry.tracking.uri)}",
-        cure=f"it is kept in {folder}; once MLflow answers, give the same command again: "
-        "it takes it from there",
+        cure=f"it is kept in {folder}; {registry.when} give the same command again: it takes it from there",
         result=result,
     )
 

@@ -73,8 +73,8 @@ def run(cfg: DictConfig, *, parent_run_id: str | None = None, in_sweep: bool = F
         raise TrackingError(
             f"tuned, but not tracked: {tracker.problem}",
             given=f"tracking.uri={tracker.tracking.uri}",
-            cure=f"the trials are in {redact(tuning.study.url)}; the same command reports them once MLflow "
-            "answers",
+            cure=f"the trials are in {redact(tuning.study.url)}; {tracker.when} give the same command "
+            "again: it reports them",
             result=result,
         )
     return result

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from llmpilot import console
 from llmpilot.console import note, say
+from llmpilot.schema import at_level
 from llmpilot.secrets import redact
 from llmpilot.tasks.cell import Cell
 from llmpilot.tune import Bounds, Outcome, Tuner, TuningStudy
@@ -21,7 +22,8 @@ def announce(cell: Cell, settings: Tuner, bounds: Bounds, study: TuningStudy) ->
         say(f"MEASURED: tuning {cell.name}", style="bold")
     note(
         f"max batch weight between {bounds.lower:,} and {bounds.upper:,} tokens, for {settings.objective} at "
-        f"{settings.users} users; workload {cell.workload_name}; study {study.name!r} in {redact(study.url)}"
+        f"{at_level(settings.users, 'users')}; workload {cell.workload_name}; "
+        f"study {study.name!r} in {redact(study.url)}"
     )
 
 
@@ -51,7 +53,8 @@ def show(result: Result, *, brief: bool) -> None:
         own = steps["value_of_defaults"]
         than = "" if own is None else f", with the engine's own settings {own:,.2f}"
         if steps["value"] == 0 and steps["objective"] == "goodput_per_s":
-            note(f"at {steps['users']} users nothing keeps the SLA: tuner.users=N with fewer tells more")
+            load = at_level(steps["users"], "users")
+            note(f"at {load} nothing keeps the SLA: tuner.users=N with fewer tells more")
         say(f"to use what was found: {result['use']}{gain}{than}", style="bold")
 
 

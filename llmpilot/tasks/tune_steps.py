@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from llmpilot import interrupts
 from llmpilot.console import note
 from llmpilot.deploy.place import Endpoint
+from llmpilot.schema import at_level
 from llmpilot.tasks.tune_setup import Tuning
 from llmpilot.tune import Outcome, Services, measure
 from llmpilot.tune.plan import BEST
@@ -48,7 +49,7 @@ def find(tuning: Tuning, weight: int | None, run_id: str | None) -> Result:
     known = study.rows()
     if len(known) < settings.step_trials:
         names = " and ".join(f"engine.{key}" for key in choices)
-        note(f"now {names}, for {objective} at {settings.users} users")
+        note(f"now {names}, for {objective} at {at_level(settings.users, 'users')}")
     while len(known) < settings.step_trials:
         interrupts.check()
         begun = study.ask(cell.seed)

@@ -12,6 +12,7 @@ from llmpilot.deploy.external import ServiceError
 from llmpilot.deploy.place import Endpoint
 from llmpilot.errors import DoesNotFitError
 from llmpilot.loadtest import Records, Traffic, run_level
+from llmpilot.schema import at_level
 from llmpilot.simulator import VirtualService
 from llmpilot.tune.corners import corner_cases
 from llmpilot.tune.live import Services
@@ -145,7 +146,7 @@ class _Trial:
         for users in ladder:
             level = self._level(endpoint, traffic, users)
             self._levels.append(level)
-            if reason := self._failure(endpoint, level, f"{users:g} users of the workload"):
+            if reason := self._failure(endpoint, level, f"{at_level(users, 'users')} of the workload"):
                 feasible = False
                 break
             if cost and not metrics.meets_sla(level, self._sla):
@@ -157,7 +158,8 @@ class _Trial:
             self._reports.append((step, value))
             beyond = limit(step)
             if beyond is not None and value > beyond:
-                reason = f"hopeless after {users:g} users: {value:,.4g}, and {beyond:,.4g} would be too bad"
+                after = at_level(users, "users")
+                reason = f"hopeless after {after}: {value:,.4g}, and {beyond:,.4g} would be too bad"
                 pruned = True
                 break
         value = self._value(whole)

@@ -82,7 +82,7 @@ def test_a_level_in_which_the_server_died_is_measured_again(run: Run, workdir: P
     command = [sys.executable, "-m", "llmpilot", *SERVED, *ladder]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as us:
         assert us.stderr is not None
-        said = [next(line for line in us.stderr if "1 users:" in line)]
+        said = [next(line for line in us.stderr if "1 user:" in line)]
         for pid in _mentioning(str(workdir / "tiny.gguf")):
             os.kill(pid, signal.SIGKILL)
         said += us.stderr.readlines()

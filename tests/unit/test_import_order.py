@@ -26,7 +26,7 @@ ORDER = [
     "metrics",
     "boundary",
     "runfolder",
-    "tracking_store tracking",
+    "tracking_store tracking_left tracking",
     "tune",
     "dataset",
     "predict",

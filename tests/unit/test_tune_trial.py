@@ -139,7 +139,7 @@ def test_a_hopeless_trial_is_given_up_after_a_part_of_the_ladder() -> None:
     assert users == LOAD.levels[0]
     given_up = outcome(2000, starter(), BEST, limit=first / 2, objective=COST)
     assert (given_up.feasible, given_up.pruned, given_up.whole) == (True, True, False)
-    assert "hopeless after 1 users" in str(given_up.reason)
+    assert "hopeless after 1 user" in str(given_up.reason)
     assert len(given_up.levels) == 1
     assert given_up.seconds < whole.seconds
     hopeful = outcome(2000, starter(), BEST, limit=first * 2, objective=COST)
