@@ -42,7 +42,8 @@ class ScheduledEngine(StartedEngine):
     `version` names the release that is simulated; null: the newest that the fitted factors know, which also
     stands in for newer ones. A real server has the version that is installed. `tensor_parallel` null: the
     GPUs that other kinds of parallelism leave. `prefix_hit_share` of every prompt is taken to be cached
-    already: only a simulation can be told so, and none of our own workloads repeats a prefix.
+    already: only a simulation can be told so. Of our own workloads only conversations repeat prefixes, and
+    what of them is cached, their turns decide.
     `reserve_gb_per_gpu` is what a simulated server keeps for its runtime and activations; null: reckoned
     from the size of a step.
     """

@@ -22,7 +22,7 @@ from llmpilot.precision import require_units
 from llmpilot.secrets import redact_tree
 from llmpilot.simulator import VirtualService
 from llmpilot.sizing import MemoryPlan, require_fit
-from llmpilot.tasks.conversing import require_conversations
+from llmpilot.tasks.conversing import note_short_warm_up, require_conversations
 from llmpilot.workload import load_conversations, load_workload
 
 
@@ -152,7 +152,9 @@ def compose(cfg: DictConfig) -> Cell:
             + ("" if deployment.starts_services else ", or engine=openai for a service that is running"),
         )
     if traffic.conversations is not None:
-        require_conversations(engine, deployment, None if workload is None else workload.cached_share)
+        share = None if workload is None else workload.cached_share
+        require_conversations(traffic.conversations, engine, deployment, model=model, cached_share=share)
+        note_short_warm_up(traffic.conversations, load.warmup_s)
     elif workload is not None:
         engine = _with_what_is_cached(engine, deployment, workload.cached_share)
     return Cell(

@@ -14,11 +14,13 @@ from llmpilot.engine.vllm import VllmEngine
 from llmpilot.errors import ConfigError
 from llmpilot.loadtest import Traffic, open_traffic, run_level
 from llmpilot.metrics import summarize
+from llmpilot.tasks.conversing import note_short_warm_up
 from llmpilot.workload import load_conversations
 
 CELL = ("+gpu=h100", "+model=llama_3_1_8b", "max_batch_weight=300000", "workload=conversations")
 CACHING = "engine.enable_prefix_caching=true"
 SHORT = ("load.duration_s=60", "load.warmup_s=20")
+SCRIPTED = {"turns": 3, "turns_stdev": 0, "think_time_s": 10, "think_time_stdev_s": 0}
 MODEL, GPU = catalog.models(["llama_3_1_8b"])["llama_3_1_8b"], catalog.gpus(["h100"])["h100"]
 
 
@@ -108,12 +110,23 @@ def test_a_prefix_cache_shows_in_what_is_cached_and_in_ttft(run: Run) -> None:
         (("load.think_time_s=5",), ["workload.think_time_s=5"]),
         (("workload.turns=0",), ["workload.turns"]),
         (("deployment=process",), ["simulated only"]),
+        (("+model=llama_2_7b",), ["llama_2_7b takes 4,096", "workload.max_context_tokens=4096"]),
     ],
 )
 def test_what_conversations_cannot_have_is_said(run: Run, given: tuple[str, ...], words: list[str]) -> None:
-    ran = run(*CELL, *given)
+    cell = [key for key in CELL if not (key.startswith("+model") and any("+model" in one for one in given))]
+    ran = run(*cell, *given)
     for word in words:
         assert word in ran.err
+
+
+def test_a_warm_up_that_late_turns_outlast_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    talks = load_conversations(catalog.option("workload", "conversations") | SCRIPTED, 7)
+    assert talks is not None
+    note_short_warm_up(talks, 19.0)
+    assert "load.warmup_s=20" in capsys.readouterr().err
+    note_short_warm_up(talks, 20.0)
+    assert not capsys.readouterr().err
 
 
 def test_tasks_that_draw_requests_one_by_one_say_what_comes_nearest(run: Run) -> None:
