@@ -33,6 +33,9 @@ _URL_QUERY = re.compile(
     r"([?&][\w-]*(?:key|token|secret|password|passwd|signature|sig|code|auth|credentials?)=)[^&\s'\"]+",
     re.IGNORECASE,
 )
+# The URL of a service: what a gateway calls the key in its query, only its owner knows.
+_URL_NAME = re.compile(r"(^|\.)url$")
+_QUERY_VALUE = re.compile(r"(?<=[?&])((?!api-version=)[^=&\s'\"]+=)([^&\s'\"#]+)")
 _IN_BRACES = re.compile(r":\s*('[^']*'|\"[^\"]*\"|[^,}]+)")
 _GAP = r"[\s\x00-\x20\x7f-\xa0\u200b-\u200f\u2028-\u202f\u2060-\u2069\ufeff]*"
 """Between two characters of a secret that somebody has broken over lines, or drawn apart."""
@@ -81,13 +84,18 @@ def redact_tree(value: Any, name: str = "") -> Any:
         return [redact_tree(item, name) for item in value]
     if value and is_secret_name(name) and _may_be_secret(value, name):
         return HIDDEN
-    return redact(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        value = redact(value)
+        return _QUERY_VALUE.sub(rf"\g<1>{HIDDEN}", value) if _URL_NAME.search(name) else value
+    return value
 
 
 def secret_values(value: Any, name: str = "") -> tuple[str, ...]:
     """Return the secrets that a configuration holds, to be hidden in messages."""
     if isinstance(value, dict):
         return tuple(found for key, item in value.items() for found in secret_values(item, _below(name, key)))
+    if _URL_NAME.search(name):
+        return tuple(found[2] for found in _QUERY_VALUE.finditer(str(value)))
     if not (is_secret_name(name) and _may_be_secret(value, name)):
         return ()
     text = str(value)
@@ -100,9 +108,12 @@ def secret_values(value: Any, name: str = "") -> tuple[str, ...]:
 def hide_argument(argument: str) -> str:
     """Return one argument of a command line as it may be shown: without the value of a secret."""
     key, given, value = argument.partition("=")
-    found = sorted(secret_values({key.lstrip("+~"): value}), key=len, reverse=True)
-    for secret in found:  # however short it is
-        value = value.replace(secret, HIDDEN)
+    name = key.lstrip("+~")
+    if _URL_NAME.search(name):
+        value = _QUERY_VALUE.sub(rf"\g<1>{HIDDEN}", value)
+    else:
+        for secret in sorted(secret_values({name: value}), key=len, reverse=True):  # however short it is
+            value = value.replace(secret, HIDDEN)
     return redact(key + given + value)
 
 

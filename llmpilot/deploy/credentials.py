@@ -26,6 +26,8 @@ def own_headers(given: Mapping[str, str]) -> dict[str, str]:
     for name, value in headers.items():
         if name.lower() not in WELL_KNOWN:
             remember([value, value.partition(" ")[2]])
+        if name.lower() == "cookie":
+            remember(pair.partition("=")[2].strip() for pair in value.split(";"))
     return headers
 
 

@@ -35,6 +35,7 @@ class FirstVisit:
     key_cure: str
     turns_to_http2: bool = True
     _understood: bool = field(default=False, init=False)
+    _broken: ServiceError | None = field(default=None, init=False)
 
     @property
     def url(self) -> str:
@@ -110,7 +111,14 @@ class FirstVisit:
         Raises:
             ServiceError: there is none, it sends elsewhere, or the service takes no more requests.
         """
-        answer = self._ask("POST", path, body, {"Content-Type": "application/json"}, timeout_s=timeout_s)
+        try:
+            answer = self._ask("POST", path, body, {"Content-Type": "application/json"}, timeout_s=timeout_s)
+        except _NotWholeError as error:
+            # So a server ends that stumbles over a request, which another one may not do.
+            if error.so_far is None or error.so_far.status:
+                raise
+            self._broken = error
+            return error.so_far
         self._raise_elsewhere(answer, path)
         return answer
 
@@ -130,8 +138,12 @@ class FirstVisit:
             first = not self._understood
             waited_s = self.caller.timeout_s if method == "POST" else timeout_s
             wrong, cure = trouble.of_no_answer(error, self.url, f"{method} {path}", waited_s, first=first)
-            kind = ServiceError if error.kind in FAILURES else _NotWholeError
-            raise kind(wrong, cure=cure) from None
+            if error.kind in FAILURES:
+                raise ServiceError(wrong, cure=cure) from None
+            reset = error.kind == "reset_before_response" and error.so_far is not None
+            raise _NotWholeError(
+                wrong, cure, Answer(error.so_far) if reset and error.so_far else None
+            ) from None
         self._understood = True
         return answer
 
@@ -179,6 +191,8 @@ class FirstVisit:
     def _no_way(self, error: NoWayError, engine: OpenAIEngine, model: str, listing: Listing) -> ServiceError:
         """Return what is to be said of a service that takes no request, and what mends it."""
         told = error.telling
+        if not told.answer.status and self._broken is not None:
+            return self._broken
         answer, said = told.answer, shown(told.said) or "(no reason given)"
         asked = f"{self.url} answered a request of two tokens for {shown(model)} with"
         match told.refusal.about:
@@ -230,7 +244,11 @@ class FirstVisit:
 
 
 class _NotWholeError(ServiceError):
-    """There was a connection, and no whole answer on it."""
+    """There was a connection, and no whole answer on it; `so_far` is set where none of it had come."""
+
+    def __init__(self, wrong: str, cure: str, so_far: Answer | None) -> None:
+        super().__init__(wrong, cure=cure)
+        self.so_far = so_far
 
 
 def _cure_of_answer(told: Refused) -> str:

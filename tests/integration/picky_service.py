@@ -105,7 +105,11 @@ def picky(answers: Callable[[Asked], Answer], models: Any = MODELS) -> Iterator[
         def log_message(self, *_args: Any) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: Any) -> None:
+            pass
+
+    http = Server(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
     server = Picky(f"http://127.0.0.1:{http.server_port}")
     threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()

@@ -171,6 +171,24 @@ def test_a_server_that_cannot_stream_is_measured_as_it_is(capsys: pytest.Capture
     assert "in one piece" in capsys.readouterr().err
 
 
+def test_a_server_that_stumbles_over_a_field_is_asked_without_it() -> None:
+    def answers(asked: Asked) -> Answer:
+        if asked.fields & VLLM_ONLY:
+            raise ConnectionResetError  # as Go's server hangs up when its handler panics
+        return None
+
+    with picky(answers) as server:
+        assert visited(server.url).dialect == "standard"
+
+    def never(asked: Asked) -> Answer:
+        if asked.method == "POST":
+            raise ConnectionResetError
+        return None
+
+    with picky(never) as server, pytest.raises(ServiceError, match="closed the connection without an answer"):
+        visited(server.url)
+
+
 def test_what_is_not_taken_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with picky(unknown("ignore_eos", "temperature")) as server:
         found = visited(server.url)

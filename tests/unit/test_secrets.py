@@ -67,6 +67,9 @@ def test_nested_configuration() -> None:
         "input_tokens": 5,
         "env": [{"token": "***"}],
     }
+    gateway = {"url": "https://h/v1?api-version=2&who=me-myself", "other": "https://h?n=1"}
+    assert redact_tree(gateway) == {"url": "https://h/v1?api-version=2&who=***", "other": "https://h?n=1"}
+    assert secret_values(gateway) == ("me-myself",)
     assert secret_values(tree) == ("sk-123456",)
 
 
@@ -130,7 +133,11 @@ def test_headers_are_secrets_whatever_their_name_and_references_are_none() -> No
         ("deployment.headers={api-key:xyz}", "deployment.headers={api-key:***}"),
         ("deployment.headers={a: 'x y', b: env:NAME}", "deployment.headers={a: '***', b: env:NAME}"),
         ("deployment.headers.api-key=env:NAME", "deployment.headers.api-key=env:NAME"),
-        ("deployment.url=https://h/v1?code=abc&n=1", "deployment.url=https://h/v1?code=***&n=1"),
+        ("deployment.url=https://h/v1?code=abc&n=1", "deployment.url=https://h/v1?code=***&n=***"),
+        (
+            "deployment.url='https://h?api-version=2&who=me'",
+            "deployment.url='https://h?api-version=2&who=***'",
+        ),
         ("load.users=[1]", "load.users=[1]"),
     ],
 )
