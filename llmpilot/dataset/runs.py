@@ -49,6 +49,7 @@ NOT_SIMULATED = "runs that were simulated"
 OTHER_HARDWARE = "runs on other hardware than their GPU profile"
 OPEN_LOOP = "runs without closed-loop users"
 THINKING = "runs whose users thought between their requests"
+TALKS = "runs of conversations, whose prompts were cached in part"
 NO_LEVELS = "runs without levels"
 NO_FACTS = "runs whose facts cannot be read"
 SHORT_WINDOW = "levels whose window was too short"
@@ -175,6 +176,9 @@ def _dataset(run: _Run, found: Collected, measured: list[Measurements], *, simul
     if _thinks(run):
         found.left_out[THINKING] += 1
         return None
+    if _talks(run):
+        found.left_out[TALKS] += 1
+        return None
     if not run.levels:
         found.left_out[NO_LEVELS] += 1
         return None
@@ -226,13 +230,19 @@ def _thinks(run: _Run) -> bool:
     return float(run.params.get("load.think_time_s", 0)) > 0
 
 
+def _talks(run: _Run) -> bool:
+    """Whether its requests were turns of conversations."""
+    return run.params.get("workload.conversations") == "True"
+
+
 def _measurements(run: _Run, model: Model, gpu: Gpu, slow_client: set[str]) -> Measurements:
     """Return a row for each level of users or of a rate that was measured well, with the settings behind it.
 
-    Levels of a replayed trace have no rate that stands for them, and users who think no concurrency.
+    Levels of a replayed trace have no rate that stands for them, and users who think no concurrency; what is
+    cached differs from turn to turn of conversations.
     """
     arrival = run.params.get("load.arrival")
-    if arrival not in ("closed", "poisson", "gamma") or _thinks(run):
+    if arrival not in ("closed", "poisson", "gamma") or _thinks(run) or _talks(run):
         return joined()
     (model_key, _), *_ = keyed([model], known_models()).values()
     (gpu_key, gpu_type), *_ = keyed([single(gpu)], known_gpus()).values()

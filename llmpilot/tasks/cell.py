@@ -81,7 +81,10 @@ class Cell:
         )
 
     @property
-    def _cached(self) -> dict[str, float]:
+    def _shared(self) -> dict[str, float | bool]:
+        """What requests have in common, where that is anything."""
+        if self.traffic.conversations is not None:
+            return {"conversations": True}
         workload = self.traffic.workload
         share = None if workload is None else workload.cached_share
         return {} if share is None else {"cached_share": share}
@@ -105,7 +108,7 @@ class Cell:
             "max_batch_weight": self.max_batch_weight,
             "load": self.load.model_dump(),
             "sla": self.sla.model_dump(),
-            "workload": {"name": self.workload_name, "content_hash": self.workload_hash, **self._cached},
+            "workload": {"name": self.workload_name, "content_hash": self.workload_hash, **self._shared},
             "seed": self.seed,
             "version": llmpilot.__version__,
             **self.deployment.facts(self.engine, self.model, self.gpu),

@@ -9,7 +9,8 @@ from conftest import Run
 from tracked import client_here, read
 
 from llmpilot import catalog
-from llmpilot.config import Load, Sla
+from llmpilot.config import Load, Sla, Tracking
+from llmpilot.dataset.runs import TALKS, collect
 from llmpilot.engine.vllm import VllmEngine
 from llmpilot.errors import ConfigError
 from llmpilot.loadtest import Traffic, open_traffic, run_level
@@ -90,6 +91,10 @@ def test_a_prefix_cache_shows_in_what_is_cached_and_in_ttft(run: Run) -> None:
     assert level["cached_share"] > 0.7
     (kept,) = Path(client_here().download_artifacts(result["run_id"], "")).rglob("*.parquet")
     assert {"conversation", "turn", "cached_tokens"} <= set(pq.read_table(kept).column_names)
+
+    # What is cached differs from turn to turn: no table of measurements has such a level.
+    found = collect(Tracking(uri="sqlite:///mlflow.db"), simulated=True)
+    assert (len(found.dataset), len(found.measurements.table), found.left_out[TALKS]) == (0, 0, 1)
 
     forgetful = VllmEngine().service(MODEL, GPU, 300_000)
     records = run_level(forgetful, traffic(42, users=[16], duration_s=60, warmup_s=20), 16)
