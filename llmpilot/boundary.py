@@ -5,6 +5,7 @@ so has one that came to a level whose streams do not show what the SLA limits.
 """
 
 from dataclasses import dataclass
+from math import fsum, inf, log
 from typing import Any
 
 from llmpilot.config import Sla
@@ -57,3 +58,35 @@ def of_ladder(levels: list[Level], sla: Sla) -> Boundary:
             return Boundary(kept, None, level["level"])
         kept = level["level"]
     return Boundary(kept, None)
+
+
+MOST_MARGIN = log(8)
+
+
+def margin(level: Level, sla: Sla) -> float:
+    """Return how far a level is from breaking the SLA: ln(limit / figure), of the limit that is nearest.
+
+    Of latencies and of the failure rate, from -ln 8 to ln 8; at least 0 exactly where the SLA is kept.
+    """
+    figures = [(one.limit_ms, level[one.latency][one.statistic]) for one in sla.limits]
+    figures.append((sla.max_failure_rate, level["failure_rate"]))
+    ratios = [limit / figure for limit, figure in figures if figure]
+    nearest = min(MOST_MARGIN, max(-MOST_MARGIN, log(max(min(ratios, default=inf), 1e-9))))
+    kept = meets_sla(level, sla)
+    if kept == (nearest >= 0):
+        return nearest
+    return 0.0 if kept else -MOST_MARGIN
+
+
+def representative(measured: list[Level]) -> Level:
+    """Return the measurement that stands for a level that was measured several times, one or more.
+
+    The one nearest to their mean margin (`sla_margin`, weighted by how long each was measured) of those that
+    judge the SLA as the mean does.
+    """
+    if len(measured) == 1:
+        return measured[0]
+    seconds = [one["duration_s"] for one in measured]
+    mean = fsum(one["sla_margin"] * s for one, s in zip(measured, seconds, strict=True)) / fsum(seconds)
+    alike = [one for one in measured if (one["sla_margin"] >= 0) == (mean >= 0)]
+    return min(alike or measured, key=lambda one: abs(one["sla_margin"] - mean))

@@ -438,6 +438,9 @@ class Load(Facts):
     Poisson, less is burstier. Users of a closed loop think for `think_time_s` on average (exponential) before
     each request. After the window, load goes on for at most `drain_s` until every measured
     request has ended. A level with a failure rate above `stop_above_failure_rate` is the last.
+    With `search` the ladder's first and last level are a range: levels in it are chosen to find the most that
+    the service takes within the SLA, until that is known to a share of `search_until`, and those at it are
+    measured `search_repeats` times.
     """
 
     arrival: Literal["closed", "poisson", "gamma", "replay"]
@@ -451,6 +454,9 @@ class Load(Facts):
     burstiness: PositiveFloat = 1.0
     think_time_s: Annotated[float, Field(ge=0, le=MOST_SECONDS)] = 0.0
     trace: dict[str, Any] | None = None
+    search: bool = False
+    search_repeats: Annotated[int, Field(ge=1, le=100)] = 2
+    search_until: Annotated[float, Field(ge=0.001, le=1)] = 0.05
 
     @model_validator(mode="after")
     def _ladder_makes_sense(self) -> "Load":
@@ -460,6 +466,11 @@ class Load(Facts):
             raise ValueError(f"load.{name} is missing: the levels to measure, e.g. load.{name}=[1,2,4]")
         if sorted(set(ladder)) != ladder:
             raise ValueError(f"load.{name}={ladder} must rise, without repeats")
+        if self.search and len(ladder) < 2:
+            raise ValueError(
+                f"load.{name}={ladder} is no range to search: load.search=true goes from its first level to "
+                f"its last, load.{name}=[1,1024]"
+            )
         if self.think_time_s and self.arrival != "closed":
             raise ValueError(
                 f"load.think_time_s={self.think_time_s:g} is for users who wait for their answers: "
@@ -469,8 +480,14 @@ class Load(Facts):
 
     @property
     def levels(self) -> list[float]:
-        """The ladder, whatever it counts."""
-        return list(getattr(self, LADDERS[self.arrival][0]))
+        """The ladder, whatever it counts; of a range to search, its first level, doubled up to its last."""
+        ladder = list(getattr(self, LADDERS[self.arrival][0]))
+        if not self.search:
+            return ladder
+        doubled = [ladder[0]]
+        while doubled[-1] * 2 < ladder[-1]:
+            doubled.append(doubled[-1] * 2)
+        return [*doubled, ladder[-1]]
 
     @property
     def unit(self) -> str:

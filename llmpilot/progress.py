@@ -10,6 +10,7 @@ from llmpilot.console import err, note
 from llmpilot.metrics import Level, kind_of, shows
 from llmpilot.report.words import STREAMS, figure_of, latency_figure
 from llmpilot.schema import at_level
+from llmpilot.search import Step
 
 SAID = (("TTFT", "ttft_ms", 0), ("ITL", "itl_ms", 1), ("TPOT", "tpot_ms", 1), ("E2E", "e2e_ms", 0))
 """Of these, the first two that a level's streams show."""
@@ -18,7 +19,7 @@ SAID = (("TTFT", "ttft_ms", 0), ("ITL", "itl_ms", 1), ("TPOT", "tpot_ms", 1), ("
 class Progress:
     """Says which level is being measured and what the last one showed."""
 
-    def __init__(self, load: Load, done: set[float], unit: str) -> None:
+    def __init__(self, load: Load, done: int, unit: str) -> None:
         self._unit = unit
         self._bar = RichProgress(
             TextColumn("{task.description}"),
@@ -29,7 +30,7 @@ class Progress:
             transient=True,
             disable=not err.is_terminal,
         )
-        self._task = self._bar.add_task("", total=len(load.levels), completed=len(done))
+        self._task = self._bar.add_task("", total=None if load.search else len(load.levels), completed=done)
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -40,9 +41,10 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def begin(self, level: float) -> None:
-        """A level begins."""
-        self._bar.update(self._task, description=at_level(level, self._unit))
+    def begin(self, step: Step) -> None:
+        """A level begins, or one that was measured before is measured again."""
+        again = f", measurement {step.repeat + 1}" if step.repeat else ""
+        self._bar.update(self._task, description=at_level(step.level, self._unit) + again)
 
     def end(self, level: Level) -> None:
         """A level has ended with these figures."""

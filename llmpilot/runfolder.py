@@ -11,15 +11,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llmpilot.boundary import representative
 from llmpilot.errors import ConfigError, PilotError
 from llmpilot.files import replacing, to_json, write_text
 from llmpilot.schema import exactly
 
 ROOT = Path(".llmpilot") / "runs"
 FORMAT = 1
+
+REPEATED = (
+    *("repeat", "duration_s", "sla_margin", "requests_ok", "requests_failed"),
+    *("throughput_tok_s", "window_problem"),
+)
+"""What is kept of each measurement of a level, beside all figures of the one that stands for it."""
 
 Level = dict[str, Any]
 
@@ -118,27 +126,38 @@ class RunFolder:
         self.state |= changes
         write_text(self.path / "run.json", to_json(self.state))
 
+    def measurements(self) -> list[Level]:
+        """Return what was measured so far, in that order: a search measures some levels several times."""
+        measured: list[Level] = json.loads((self.path / "levels.json").read_text(encoding="utf-8"))
+        return measured
+
     def levels(self) -> list[Level]:
-        """Return the levels measured so far, in order."""
-        levels: list[Level] = json.loads((self.path / "levels.json").read_text(encoding="utf-8"))
-        return levels
+        """Return the levels measured so far, going up; a search's with its `repeats`."""
+        of_level: dict[float, list[Level]] = {}
+        for one in self.measurements():
+            of_level.setdefault(one["level"], []).append(one)
+        return [_as_one(measured) for _, measured in sorted(of_level.items())]
 
     def add_level(self, level: Level, requests: pa.Table) -> None:
-        """Keep a measured level: its raw records first, so that a level in `levels.json` is whole."""
-        with replacing(self._requests_path(level["level"])) as temporary:
+        """Keep a measured level: its raw records first, so that a level in `levels.json` is whole.
+
+        A level measured again is told from the first time by its `repeat`, counted from 0.
+        """
+        if "repeat" in level:
+            requests = requests.append_column("repeat", pa.array(np.full(len(requests), level["repeat"])))
+        with replacing(self._requests_path(level)) as temporary:
             pq.write_table(requests, temporary, compression="zstd")
-        levels = sorted([*self.levels(), level], key=lambda item: item["level"])
-        write_text(self.path / "levels.json", to_json(levels))
+        write_text(self.path / "levels.json", to_json([*self.measurements(), level]))
         times_ms = self.state["level_times_ms"] | {str(level["level"]): time.time_ns() // 1_000_000}
         self.save(level_times_ms=times_ms)
 
     def collect_artifacts(self) -> None:
         """Put `levels.json` and one `requests.parquet` of all levels among the artifacts."""
-        levels = self.levels()
-        write_text(self.artifacts / "levels.json", to_json(levels))
-        if levels:
+        write_text(self.artifacts / "levels.json", to_json(self.levels()))
+        measured = sorted(self.measurements(), key=lambda one: (one["level"], one.get("repeat", 0)))
+        if measured:
             with replacing(self.artifacts / "requests.parquet") as temporary:
-                _concatenate((self._requests_path(level["level"]) for level in levels), temporary)
+                _concatenate(map(self._requests_path, measured), temporary)
 
     def remove(self) -> None:
         """Delete the folder, and the folders above it that are then empty."""
@@ -149,8 +168,18 @@ class RunFolder:
             except OSError:
                 return
 
-    def _requests_path(self, level: float) -> Path:
-        return self.path / "requests" / f"{exactly(level)}.parquet"
+    def _requests_path(self, level: Level) -> Path:
+        again = f" again {level['repeat']}" if level.get("repeat") else ""
+        return self.path / "requests" / f"{exactly(level['level'])}{again}.parquet"
+
+
+def _as_one(measured: list[Level]) -> Level:
+    """Return the entry of a level that was measured once, or several times by a search."""
+    if "repeat" not in measured[0]:
+        return measured[-1]
+    return representative(measured) | {
+        "repeats": [{name: one[name] for name in REPEATED} for one in measured]
+    }
 
 
 def _concatenate(paths: Iterator[Path], target: Path) -> None:

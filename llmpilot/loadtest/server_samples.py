@@ -59,19 +59,24 @@ def as_columns(samples: list[Sample], missed: int, start_ns: int) -> ServerSampl
     return ServerSamples(time_us, columns, missed)
 
 
-def write_csv(path: Path, level: float, window_us: tuple[int, int], samples: ServerSamples) -> None:
+def write_csv(
+    path: Path, level: float, window_us: tuple[int, int], samples: ServerSamples, *, repeat: int = 0
+) -> None:
     """Put a level's samples into a CSV of all levels' samples; those that it has of this level are replaced.
 
-    Columns: level, time_s (from the level's start), in_window, and FIGURES, empty where unknown.
+    Columns: level, repeat (of a level that is measured several times), time_s (from the level's start),
+    in_window, and FIGURES, empty where unknown.
     """
     rows: list[list[Any]] = []
     if path.exists():
         with path.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in list(csv.reader(file))[1:] if float(row[0]) != level]
+            rows = [
+                row for row in list(csv.reader(file))[1:] if (float(row[0]), int(row[1])) != (level, repeat)
+            ]
     inside = samples.inside(window_us)
     for i, time_us in enumerate(samples.time_us.tolist()):
         figures = (float(samples.columns[name][i]) for name in FIGURES)
         cells = ["" if np.isnan(figure) else f"{round(figure, 6):.12g}" for figure in figures]
-        rows.append([exactly(level), f"{time_us / 1e6:.3f}", int(inside[i]), *cells])
+        rows.append([exactly(level), repeat, f"{time_us / 1e6:.3f}", int(inside[i]), *cells])
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([["level", "time_s", "in_window", *FIGURES], *rows])
+        csv.writer(file).writerows([["level", "repeat", "time_s", "in_window", *FIGURES], *rows])

@@ -47,11 +47,11 @@ def summarize(records: Records, sla: Sla, unit: str = "users") -> Level:
     """Return one level's figures: counts, failures by kind, latency statistics and rates.
 
     Latencies are in ms (nTTFT: ms per input token), null without a successful request; rates are per
-    second, tokens are output tokens unless named otherwise. `window_problem` is why the steady window was too
-    short for them, with the cure, or null; `stream_problem` which latencies its streams do not show (see
-    `streams`). `hidden_tokens`, where there are any: output tokens that the server counted and never showed,
-    which throughput counts at the time of the first token. `server`, where it was looked at: see
-    `server_figures`; for the rest, `answers`.
+    second, tokens are output tokens unless named otherwise. `window_problem` is why the window was too
+    short for them, with the cure, or null, and `window_wanted_s` how long would do; `stream_problem` which
+    latencies its streams do not show (see `streams`). `hidden_tokens`, where there are any: output tokens
+    that the server counted and never showed, which throughput counts at the time of the first token.
+    `server`, where it was looked at: see `server_figures`; for the rest, `answers`.
     """
     start_us, end_us = records.window_us
     window_s = (end_us - start_us) / 1e6
@@ -85,6 +85,7 @@ def summarize(records: Records, sla: Sla, unit: str = "users") -> Level:
     n_ok, n_bad = int(good.sum()), int(bad.sum())
     kinds, counts = np.unique(records.failure[bad], return_counts=True)
     unfinished = int((bad & (records.failure == "unfinished")).sum())
+    ended = (n_ok + n_bad - unfinished, fsum((e2e_us[good] / 1e6).tolist()) / max(n_ok, 1))
     level = {
         "users": int(records.level) if unit == "users" else None,
         "level": records.level,
@@ -107,9 +108,8 @@ def summarize(records: Records, sla: Sla, unit: str = "users") -> Level:
             "warmup": int((records.sent_us < start_us).sum()),
             "drain": int((records.sent_us >= end_us).sum()),
         },
-        "window_problem": window_problem(
-            window_s, n_ok + n_bad - unfinished, fsum((e2e_us[good] / 1e6).tolist()) / max(n_ok, 1), sla
-        ),
+        "window_problem": window_problem(window_s, *ended, sla),
+        "window_wanted_s": window_wanted_s(window_s, *ended, sla),
         **came,
         "stream_problem": streams.problem_of([came], sla),
         "fidelity": answers.fidelity(records, good),
@@ -131,20 +131,30 @@ def window_problem(window_s: float, ended: int, e2e_mean_s: float, sla: Sla) -> 
 
     `ended` requests of those sent in the window came to an end, well or not.
     """
-    percentile = sla.strictest_percentile
-    needed = ceil(BEYOND / (1 - percentile / 100) - 1e-9)
-    problems = []
-    least_s = LATENCIES_IN_WINDOW * e2e_mean_s
-    needed_s = max(window_s, least_s)
+    wanted_s = window_wanted_s(window_s, ended, e2e_mean_s, sla)
+    if wanted_s is None:
+        return None
+    problems, needed = [], _requests_wanted(sla)
     if ended < needed:
+        percentile = sla.strictest_percentile
         problems.append(f"{ended} of the requests sent in it ended, and a p{percentile} wants {needed}")
-        needed_s = max(needed_s, window_s * needed / max(ended, 1))
-    if window_s < least_s:
+    if window_s < LATENCIES_IN_WINDOW * e2e_mean_s:
         lasts = f"{window_s / e2e_mean_s:.1f} mean request latencies"
         problems.append(f"it lasts {lasts}, and rates want {LATENCIES_IN_WINDOW}")
-    if not problems:
+    return f"{'; '.join(problems)}: set load.duration_s={wanted_s} or more"
+
+
+def window_wanted_s(window_s: float, ended: int, e2e_mean_s: float, sla: Sla) -> int | None:
+    """Return how long a window would be long enough to be judged by [s]; None: this one is."""
+    needed, least_s = _requests_wanted(sla), LATENCIES_IN_WINDOW * e2e_mean_s
+    if ended >= needed and window_s >= least_s:
         return None
-    return f"{'; '.join(problems)}: set load.duration_s={ceil(needed_s * 1.1)} or more"
+    wanted_s = max(window_s, least_s, window_s * needed / max(ended, 1) if ended < needed else 0.0)
+    return ceil(wanted_s * 1.1)
+
+
+def _requests_wanted(sla: Sla) -> int:
+    return ceil(BEYOND / (1 - sla.strictest_percentile / 100) - 1e-9)
 
 
 def server_figures(samples: ServerSamples, window_us: tuple[int, int]) -> Level:

@@ -146,6 +146,19 @@ class Client(Part):
     client: Workers
 
 
+class Repeat(Part):
+    """One of the measurements that a search has made of a level, each with other requests."""
+
+    repeat: int
+    """Counted from 0."""
+    duration_s: float
+    sla_margin: float
+    requests_ok: int
+    requests_failed: int
+    throughput_tok_s: float
+    window_problem: str | None
+
+
 class Level(Part):
     """One level of load, in its steady window. Latencies in ms, of successful requests sent in it."""
 
@@ -182,6 +195,8 @@ class Level(Part):
     excluded: Excluded
     window_problem: str | None
     """Why the window was too short to judge the level by, and the cure; null where it was not."""
+    window_wanted_s: int | None
+    """How long would do; null where it was long enough."""
     streams: Streams
     stream_problem: str | None
     """Which latencies the streams do not show, why, and the cure; null where they show all."""
@@ -193,6 +208,14 @@ class Level(Part):
     server: Server | None = None
     client: Client | None = None
     """Of real services only."""
+    repeat: int | None = None
+    """Of a search only: which of the level's measurements these figures are of, counted from 0."""
+    duration_s: float | None = None
+    """Of a search only: how long it was measured for."""
+    sla_margin: float | None = None
+    """Of a search only: ln(limit / figure) of the limit that is nearest, from -ln 8 to ln 8."""
+    repeats: list[Repeat] | None = None
+    """Of a search only: all measurements of the level."""
 
 
 class Sla(Part):
@@ -248,6 +271,21 @@ class Verdict(Part):
     """Why the client decided what was measured, by level."""
 
 
+class Search(Part):
+    """How sure the answer of `load.search=true` is, and what it took."""
+
+    estimate: float | None
+    """Where the margin is 0 by isotonic regression, in `level_unit`; null where it is so nowhere."""
+    interval: tuple[float, float | None]
+    """Between which loads the most within the SLA lies; null: no upper end is known."""
+    confidence: float
+    """With which probability, where there is `noise`; without, the interval is from kept to broken."""
+    noise: float | None
+    """Standard deviation of the margin from window to window; null without repeats."""
+    levels: int
+    windows: int
+
+
 class Result(Part):
     """What one characterization came to."""
 
@@ -281,6 +319,8 @@ class Result(Part):
     """The first level that breaks the SLA."""
     level_unseen: float | None
     """The first level whose streams do not show what the SLA limits, if none broke it before."""
+    search: Search | None = None
+    """Of `load.search=true` only, and where streams show what the SLA limits."""
     level_unit: str
     cost_per_hour: float | None
     """$ of a pod."""

@@ -21,11 +21,15 @@ COLOURS = {"p50": "#1f77b4", "p90": "#2ca02c", "p95": "#ff7f0e", "p99": "#d62728
 
 
 def short_windows(result: Result) -> list[str]:
-    """Return a sentence for each level whose steady window was too short to judge it by."""
+    """Return a sentence for each level whose steady window was too short to judge it by.
+
+    Of a search, those at the boundary: the others decide nothing.
+    """
+    decide = {result["level_max"], result["level_broken"]} if "search" in result else None
     return [
         f"{exactly(level['level'])} {result['level_unit']}: {problem}"
         for level in result["levels"]
-        if (problem := level.get("window_problem"))
+        if (problem := level.get("window_problem")) and (decide is None or level["level"] in decide)
     ]
 
 
@@ -68,19 +72,41 @@ def service(result: Result) -> str:
 
 
 def conclusion(result: Result) -> str:
-    """Return the answer in one sentence."""
+    """Return the answer in one sentence; of a search, another says how sure it is."""
     price_per_hour = result["cost_per_hour"]
     promise = f"the SLA ({sla_of(result).label}"
     promise += f", failures <= {result['sla']['max_failure_rate']:.1%})"
     if not result["level_max"]:
         dear = "" if price_per_hour is None else f" (${price_per_hour:.2f}/h{_whose(result)})"
-        return f"{service(result)} keeps {promise} at no measured level{_too_few(result)}{dear}."
+        kept = f"keeps {promise} at no measured level{_too_few(result)}"
+        return f"{service(result)} {kept}{dear}.{_searched(result)}"
     price = result["cost_per_million_output_tokens"]
     cost = "" if price_per_hour is None else f"; ${price_per_hour:.2f}/h"
     cost += f", ${price:.2f} per million output tokens there" if price is not None else ""
     cost += f" ({source})" if cost and (source := result.get("price_source")) else ""
     takes, breaks = _most(result)
-    return f"{service(result)} takes {takes} within {promise}{breaks}{cost}."
+    return f"{service(result)} takes {takes} within {promise}{breaks}{cost}.{_searched(result)}"
+
+
+def _searched(result: Result) -> str:
+    """Return between which loads a search says that the most lies, and what it took."""
+    if (found := result.get("search")) is None:
+        return ""
+    (low, high), unit = found["interval"], result["level_unit"]
+    took = f"{found['levels']} level{'s' * (found['levels'] != 1)} in {found['windows']} windows"
+    if found["noise"] is None:
+        return f" The search took {took}, and no repeats that would say how sure that is."
+    if high is None:
+        lies = f"is {_short(low)} {unit} or more"
+    elif low < high:
+        lies = f"lies between {_short(low)} and {_short(high)} {unit}"
+    else:
+        lies = f"is {_short(low)} {unit}"
+    return f" The most {lies} with {found['confidence']:.0%} confidence, by {took}."
+
+
+def _short(load: float) -> str:
+    return exactly(float(f"{load:.4g}"))
 
 
 def largest(result: Result) -> str:

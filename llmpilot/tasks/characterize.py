@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import llmpilot
-from llmpilot import boundary, interrupts, metrics, report, tracking
+from llmpilot import interrupts, metrics, report, tracking
 from llmpilot.config import Tracking, parse, plain
 from llmpilot.console import note, say
 from llmpilot.deploy.endpoint import HttpEndpoint, ServerOutOfMemoryError
@@ -24,6 +24,7 @@ from llmpilot.simulator import VirtualService
 from llmpilot.tasks import client_check, weight
 from llmpilot.tasks.cell import Cell, compose, service_name
 from llmpilot.tasks.characterize_show import announce, show
+from llmpilot.tasks.climb import next_step, of_the_search, outcome, summary_of, traffic_of
 from llmpilot.tracking import Tracker
 
 
@@ -108,40 +109,34 @@ def _infeasible_is_logged(cell: Cell, tracker: Tracker, in_sweep: bool) -> Itera
 
 def climb(cell: Cell, endpoint: Endpoint, folder: RunFolder, tracker: Tracker) -> list[metrics.Level]:
     """Measure every level that the folder does not have yet, keeping each as soon as it is there."""
-    done = {level["level"] for level in folder.levels()}
-    if done:
-        note(f"going on with an interrupted run: {len(done)} of {len(cell.load.levels)} levels are there")
-    failing = any(level["failure_rate"] > cell.load.stop_above_failure_rate for level in folder.levels())
-    with Progress(cell.load, done, cell.traffic.unit) as progress:
-        for level in cell.load.levels if not failing else []:
-            if level in done:
-                continue
+    if known := folder.levels():
+        of = "" if cell.load.search else f" of {len(cell.load.levels)}"
+        note(f"going on with an interrupted run: {len(known)}{of} levels are there")
+    way = "search" if cell.load.search else "ladder"
+    with Progress(cell.load, len(known), cell.traffic.unit) as progress:
+        while (step := next_step(cell, endpoint, folder)) is not None:
             interrupts.check()
-            progress.begin(level)
-            records = run_level(endpoint, cell.traffic, level)
+            progress.begin(step)
+            records = run_level(endpoint, traffic_of(cell, step), step.level)
             out_of_memory = _out_of_memory(endpoint)
             summary = metrics.summarize(records, cell.sla, cell.traffic.unit)
+            summary |= of_the_search(cell, step, summary)
             if isinstance(endpoint, HttpEndpoint):
                 summary["client"] = client_check.notes_of(records)
             if records.server is not None:
-                write_csv(
-                    folder.artifacts / tracking.SERVER_SAMPLES_FILE, level, records.window_us, records.server
-                )
+                samples = folder.artifacts / tracking.SERVER_SAMPLES_FILE
+                write_csv(samples, step.level, records.window_us, records.server, repeat=step.repeat)
             folder.add_level(summary, records.to_table())
             tracker.log_level(folder, summary)
             progress.end(summary)
             if isinstance(endpoint, HttpEndpoint):
                 client_check.warn(summary)
             if out_of_memory is not None:
-                note(f"{out_of_memory}\n  the ladder ends here", style="yellow")
+                note(f"{out_of_memory}\n  the {way} ends here", style="yellow")
                 folder.save(out_of_memory=str(out_of_memory))
-                break
-            if summary["failure_rate"] > cell.load.stop_above_failure_rate:
-                note(
-                    f"{summary['failure_rate']:.0%} of the requests failed: the ladder ends here",
-                    style="yellow",
-                )
-                break
+            elif summary["failure_rate"] > cell.load.stop_above_failure_rate:
+                then = "the ladder ends here" if not cell.load.search else "the search climbs no further"
+                note(f"{summary['failure_rate']:.0%} of the requests failed: {then}", style="yellow")
     return folder.levels()
 
 
@@ -167,11 +162,10 @@ def conclude(
     verdict: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Return the result, and leave it with the plots and the report among the folder's artifacts."""
-    best = metrics.last_within_sla(levels, cell.sla)
+    best, limits = outcome(cell, endpoint, folder)
     price = metrics.cost_per_million_output_tokens(best, cell.cost_per_hour)
     closed = cell.load.arrival == "closed"
     largest = best["level"] if best else 0
-    limits = boundary.of_ladder(levels, cell.sla).stated(whole=closed)
     result = {
         "schema": RESULT,
         "model": _model_name(cell, endpoint),
@@ -196,10 +190,9 @@ def conclude(
     }
     summary = {
         "users_max" if closed else "level_max": largest,
-        "level_broken": limits["level_broken"],
         "cost_per_hour": cell.cost_per_hour,
         "cost_per_million_output_tokens": price,
-    }
+    } | summary_of(limits, closed=closed)
     tags = folder.state["tags"] | {tracking.TAG_OUTCOME: "sla_met" if best else "sla_missed"}
     short = [exactly(level["level"]) for level in levels if level.get("window_problem")]
     tags |= {tracking.TAG_WINDOW_TOO_SHORT: ", ".join(short) or "no"}

@@ -3,6 +3,7 @@
 from typing import Any
 
 from llmpilot import report
+from llmpilot.boundary import AT_LEAST
 from llmpilot.config import Tracking
 from llmpilot.console import note, say
 from llmpilot.runfolder import RunFolder
@@ -20,9 +21,8 @@ def announce(cell: Cell, settings: Tracking) -> None:
         f"{cell.deployment.headline(cell.engine, cell.model, cell.gpu)}",
         style="bold yellow" if simulated else "bold",
     )
-    ladder = ", ".join(map(exactly, cell.load.levels))
     note(
-        f"{cell.traffic.unit}: {ladder}; "
+        f"{cell.traffic.unit}: {_levels(cell)}; "
         f"{cell.load.duration_s:g} s each after {cell.load.warmup_s:g} s warm-up; "
         f"workload {cell.workload_name}; max batch weight {_tokens(cell)}; "
         f"tracked in {settings.uri}"
@@ -34,6 +34,9 @@ def show(result: dict[str, Any], folder: RunFolder, tracker: Tracker, *, brief: 
     if not brief:
         report.print_table(result)
     say(report.conclusion(result), style="bold")
+    if "search" in result and result["level_max_is"] == AT_LEAST:
+        most = max(level["level"] for level in result["levels"])
+        note(f"the search ended at the end of its range: a ladder up to {exactly(8 * most)} lets it go on")
     for text in report.short_windows(result):
         say(f"WINDOW TOO SHORT at {text}", style="bold red")
     for kind, text in report.stream_problems(result):
@@ -44,6 +47,16 @@ def show(result: dict[str, Any], folder: RunFolder, tracker: Tracker, *, brief: 
         client_check.show(result)
     if tracker.problem is None and not brief:
         say(f"run {folder.state['run_id']}; look and compare: {_how_to_look(tracker.tracking)}")
+
+
+def _levels(cell: Cell) -> str:
+    load = cell.load
+    if not load.search:
+        return ", ".join(map(exactly, load.levels))
+    return (
+        f"searched from {exactly(load.levels[0])} to {exactly(load.levels[-1])} for the most within the SLA, "
+        f"to {load.search_until:.1%}, measured {load.search_repeats} times there"
+    )
 
 
 def _tokens(cell: Cell) -> str:

@@ -35,6 +35,8 @@ def service(way: Way, at: str = "POST", tls: ssl.SSLContext | None = None) -> It
     """Yield the URL of a server that answers what begins with `at` this way, and all else as it should."""
 
     class Handler(socketserver.StreamRequestHandler):
+        disable_nagle_algorithm = True  # pieces go out as they come, not held for the answer to the last one
+
         def handle(self) -> None:
             with suppress(OSError):
                 while asked := self.rfile.readline():

@@ -25,6 +25,7 @@ ORDER = [
     "loadtest",
     "metrics",
     "boundary",
+    "search",
     "runfolder",
     "tracking_store tracking_left tracking",
     "tune",

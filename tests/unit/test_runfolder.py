@@ -101,3 +101,18 @@ def test_rates_that_differ_in_the_seventh_digit_keep_their_own_records(tmp_path:
     folder.collect_artifacts()
     kept = pq.read_table(folder.artifacts / "requests.parquet")["level"].to_pylist()
     assert kept == [1.0, 1.0000001, 1.00000012345]
+
+
+def test_a_level_measured_again_is_one_level_and_keeps_all_records(tmp_path: Path) -> None:
+    folder = claim(tmp_path)
+    for repeat, margin in enumerate((0.5, 0.1, -0.2)):
+        figures = dict.fromkeys(("requests_ok", "requests_failed", "throughput_tok_s"), 10 * repeat)
+        measured = {"repeat": repeat, "duration_s": 60.0, "sla_margin": margin, "window_problem": None}
+        folder.add_level(level(8) | figures | measured, pa.table({"level": [8.0]}))
+    (one,) = folder.levels()
+    assert one["repeat"] == 1, "the one nearest to the mean stands for them"
+    assert [repeat["sla_margin"] for repeat in one["repeats"]] == [0.5, 0.1, -0.2]
+    assert len(folder.measurements()) == 3
+    folder.collect_artifacts()
+    kept = pq.read_table(folder.artifacts / "requests.parquet")
+    assert kept["repeat"].to_pylist() == [0, 1, 2]

@@ -112,15 +112,18 @@ def test_raw_samples_of_all_levels_are_kept_once(tmp_path: Path) -> None:
     one = as_columns([sample(0.5, running=1), sample(1, running=2, tokens=12_345_678_901)], 0, 0)
     for level, samples in ((1, one), (2.5, one), (2.5000001, one), (1, one)):
         write_csv(path, level, WINDOW_US, samples)
+    write_csv(path, 1, WINDOW_US, one, repeat=1)
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["level"], row["time_s"], row["in_window"]) for row in rows] == [
-        ("2.5", "0.500", "0"),
-        ("2.5", "1.000", "1"),
-        ("2.5000001", "0.500", "0"),
-        ("2.5000001", "1.000", "1"),
-        ("1", "0.500", "0"),
-        ("1", "1.000", "1"),
+    assert [(row["level"], row["repeat"], row["time_s"], row["in_window"]) for row in rows] == [
+        ("2.5", "0", "0.500", "0"),
+        ("2.5", "0", "1.000", "1"),
+        ("2.5000001", "0", "0.500", "0"),
+        ("2.5000001", "0", "1.000", "1"),
+        ("1", "0", "0.500", "0"),
+        ("1", "0", "1.000", "1"),
+        ("1", "1", "0.500", "0"),
+        ("1", "1", "1.000", "1"),
     ]
     assert rows[1]["running"] == "2"
     assert rows[1]["tokens"] == "12345678901"
