@@ -128,6 +128,21 @@ class OpenAIEngine(InferenceEngine):
         taken: Fields = Fields(),
     ) -> bytes:
         """Return the JSON body of a request; `prompts` are JSON already, one for each prompt sent."""
+        head = self._begun(asked, len(prompts), model, dialect, taken)
+        if self.api == "chat":
+            return head + b',"messages":[{"role":"user","content":' + prompts[0] + b"}]}"
+        joined = prompts[0] if len(prompts) == 1 else b"[" + b",".join(prompts) + b"]"
+        return head + b',"prompt":' + joined + b"}"
+
+    def turn_body(
+        self, asked: Asked, said: bytes, model: str, dialect: Dialect, taken: Fields = Fields()
+    ) -> bytes:
+        """Return the JSON body of a conversation's turn; `said` is its prompt, or all messages."""
+        field = b',"messages":' if self.api == "chat" else b',"prompt":'
+        return self._begun(asked, 1, model, dialect, taken) + field + said + b"}"
+
+    def _begun(self, asked: Asked, prompts: int, model: str, dialect: Dialect, taken: Fields) -> bytes:
+        """Return a body up to its prompts."""
         fields: dict[str, Any] = {"model": model, "stream": True, "max_tokens": asked.output_tokens}
         fields |= EXTRAS[dialect]
         if dialect == "vllm":
@@ -138,13 +153,9 @@ class OpenAIEngine(InferenceEngine):
                 fields["top_p"] = round(asked.top_p, 6)
             if asked.top_k > 0 and dialect != "standard":
                 fields["top_k"] = asked.top_k
-        if asked.sequences > len(prompts):
+        if asked.sequences > prompts:
             fields["n"] = asked.sequences
-        head = json.dumps(taken.of(fields), separators=(",", ":")).encode()[:-1]
-        if self.api == "chat":
-            return head + b',"messages":[{"role":"user","content":' + prompts[0] + b"}]}"
-        joined = prompts[0] if len(prompts) == 1 else b"[" + b",".join(prompts) + b"]"
-        return head + b',"prompt":' + joined + b"}"
+        return json.dumps(taken.of(fields), separators=(",", ":")).encode()[:-1]
 
     def prompts_for(self, asked: Asked) -> int:
         """Return how many prompts a request is sent as."""

@@ -26,6 +26,7 @@ from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.errors import PilotError
 from llmpilot.loadtest.records import Records
 from llmpilot.loadtest.server_samples import ServerSamples
+from llmpilot.loadtest.talk_rows import conversation_of, requests_of, turn_of
 from llmpilot.loadtest.traffic import Traffic
 from llmpilot.loadtest.watch import watching
 from llmpilot.loadtest.worker import Job
@@ -159,7 +160,8 @@ def _join(
     def microseconds(times_ns: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.where(times_ns < 0, -1, np.maximum(0, times_ns - start_ns) // 1000)
 
-    row, failure = column("row"), np.array([kind for part in parts for kind in part.failure], dtype=np.str_)
+    row, talks = column("row"), traffic.conversations
+    failure = np.array([kind for part in parts for kind in part.failure], dtype=np.str_)
     begun_us = microseconds(column("begun_ns"))
     order = np.lexsort((row, begun_us))
     counts = column("token_counts")
@@ -168,10 +170,13 @@ def _join(
     succeeded = failure == ""
     last_us, ended_us = microseconds(column("last_ns")), microseconds(column("ended_ns"))
     done_us = np.where(succeeded, last_us, np.where(failure == "unfinished", -1, ended_us))
-    requests = _rows(traffic, row[order])
-    counted, asked = column("input_tokens")[order], None
+    row, counted, asked = row[order], column("input_tokens")[order], None
+    if talks is None:
+        requests = _rows(traffic, row)
+    else:
+        requests, asked = requests_of(talks, row, column("prompt_tokens")[order])
     if replace_inputs:
-        asked = requests.input_tokens
+        asked = requests.input_tokens if asked is None else asked
         requests = _with_counted_inputs(requests, counted)
     return Records(
         level=level,
@@ -190,6 +195,8 @@ def _join(
         first_answer_us=microseconds(column("first_answer_ns"))[order],
         hidden_tokens=column("hidden_tokens")[order],
         cached_tokens=column("cached_tokens")[order],
+        conversation=None if talks is None else conversation_of(row),
+        turn=None if talks is None else turn_of(row),
         counted_input_tokens=counted,
         asked_input_tokens=asked,
     )
@@ -244,6 +251,7 @@ def _notes(parts: list[Part]) -> dict[str, Any]:
         "thinking_share": totals["thinking_tokens"] / max(1, totals["output_tokens"]),
         "reconnects": sum(note["stale_connections"] for note in notes),
         "failure_messages": messages,
+        **_of_histories([note["histories"] for note in notes if note["histories"] is not None]),
         "client": {
             "workers": len(parts),
             "loop": notes[0]["loop"],
@@ -251,4 +259,20 @@ def _notes(parts: list[Part]) -> dict[str, Any]:
             "lag_ms_p50": max((note["lag_ms_p50"] or 0.0 for note in notes), default=0.0),
             "lag_ms_p99": max((note["lag_ms_p99"] or 0.0 for note in notes), default=0.0),
         },
+    }
+
+
+def _of_histories(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what it took to write conversations; see `Records`."""
+    if not parts:
+        return {}
+    slices = sum(part["slices"] for part in parts)
+    return {
+        "histories": {
+            "slice_ms_mean": sum(part["busy_ms"] for part in parts) / max(1, slices),
+            "slice_ms_longest": max(part["longest_slice_ms"] for part in parts),
+            "busy_ms_per_turn": sum(part["busy_ms"] for part in parts)
+            / max(1, sum(p["turns"] for p in parts)),
+            "made_up_answers": sum(part["made_up_answers"] for part in parts),
+        }
     }

@@ -44,7 +44,10 @@ class Records:
     `in_one_piece_share` is their share: no gaps can be measured in them. `ended_early` answers were shorter
     and `longer_than_asked` ones longer than asked. `hidden_tokens` were counted by the server and never
     shown; `thinking_share` of the output tokens were thoughts. `tokens_counted_by` says how many answers'
-    tokens were counted in which way (see `openai_client.counting`).
+    tokens were counted in which way (see `openai_client.counting`). Of conversations, `histories` says what
+    the client took to read answers and write the turns behind them: `busy_ms_per_turn`, in slices of
+    `slice_ms_mean` of which the longest was `slice_ms_longest`; and of how many answers (`made_up_answers`)
+    the server told no token ids, so that others stood for them in what followed.
 
     Of real services besides: `first_answer_us` is when the first token of the answer itself came, behind
     what the model thought aloud (-1: it did not think); `hidden_tokens` are output tokens that the server

@@ -24,11 +24,13 @@ import numpy as np
 from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.loadtest.traffic import Traffic
 from llmpilot.loadtest.worker_log import Log, Part
+from llmpilot.loadtest.worker_talks import ClosedTalks, OpenTalks, TurnWriter
 from llmpilot.loadtest.worker_users import SECOND, ClosedLoop, OpenLoop, Plan, Rows, Sender, Writer
 from llmpilot.openai_client.access import resolve
 from llmpilot.openai_client.http import clock_ns
 from llmpilot.openai_client.reading import read_answer
 from llmpilot.secrets import redact
+from llmpilot.workload import ConversationSource
 
 MAX_CONNECTIONS_AHEAD = 64
 RAMP_SHARE = 0.5
@@ -113,22 +115,40 @@ async def _level(job: Job, channel: Channel) -> Part:
 
 async def _prepare(job: Job, log: Log, target: Any, on_quiet: Any) -> Sender:
     load, traffic = job.traffic.load, job.traffic
-    lanes = int(job.level) if load.arrival == "closed" else job.workers
-    writer = Writer(job.endpoint, Rows(traffic.requests(), lanes), traffic.seed, job.nonce)
+    links = (job.endpoint, target, log, on_quiet)
     if load.arrival == "closed":
-        closed = ClosedLoop(job.endpoint, target, writer, log, on_quiet)
-        closed.thinking = traffic.think_times()
-        await closed.prepare(
-            range(job.index, lanes, job.workers), lanes, round(load.warmup_s * RAMP_SHARE * SECOND)
-        )
+        lanes = int(job.level)
+        users, ramp_ns = range(job.index, lanes, job.workers), round(load.warmup_s * RAMP_SHARE * SECOND)
+        if traffic.conversations is not None:
+            talks = ClosedTalks(*links)
+            talks.hold(_turns(job, traffic.conversations))
+            await talks.prepare(users, lanes, ramp_ns)
+            return talks
+        closed = ClosedLoop(*links)
+        closed.writer, closed.thinking = _writer(job, lanes), traffic.think_times()
+        await closed.prepare(users, lanes, ramp_ns)
         return closed
     until_s = load.warmup_s + load.duration_s + load.drain_s
     arrivals_s = traffic.arrivals_s(job.level, until_s)[job.index :: job.workers]
-    rate = len(arrivals_s) / until_s
-    opened = OpenLoop(job.endpoint, target, writer, log, on_quiet)
     arrivals_ns = array("q", np.rint(arrivals_s * SECOND).astype(np.int64).tobytes())
-    await opened.prepare(arrivals_ns, job.index, job.workers, min(MAX_CONNECTIONS_AHEAD, 1 + int(rate)))
+    ahead = min(MAX_CONNECTIONS_AHEAD, 1 + int(len(arrivals_s) / until_s))
+    if traffic.conversations is not None:
+        begun = OpenTalks(*links)
+        begun.hold(_turns(job, traffic.conversations))
+        await begun.prepare(arrivals_ns, job.index, job.workers, ahead)
+        return begun
+    opened = OpenLoop(*links)
+    opened.writer = _writer(job, job.workers)
+    await opened.prepare(arrivals_ns, job.index, job.workers, ahead)
     return opened
+
+
+def _writer(job: Job, lanes: int) -> Writer:
+    return Writer(job.endpoint, Rows(job.traffic.requests(), lanes), job.traffic.seed, job.nonce)
+
+
+def _turns(job: Job, conversations: ConversationSource) -> TurnWriter:
+    return TurnWriter(job.endpoint, conversations, job.traffic.seed, job.nonce)
 
 
 def _credentials(endpoint: HttpEndpoint) -> tuple[str, ...]:
@@ -143,7 +163,14 @@ def _own_state(sender: Sender, busy: list[tuple[int, int]]) -> dict[str, Any]:
         share = (busy[1][0] - busy[0][0]) / (busy[1][1] - busy[0][1])
     lags_ms = np.asarray(sender.lags_ns, dtype=np.float64) / 1e6
     p50, p99 = np.percentile(lags_ms, (50, 99)).tolist() if len(lags_ms) else (None, None)
-    return {"busy_share": share, "lag_ms_p50": p50, "lag_ms_p99": p99, "loop": type(sender.loop).__module__}
+    histories = sender.facts() if isinstance(sender, ClosedTalks | OpenTalks) else None
+    return {
+        "histories": histories,
+        "busy_share": share,
+        "lag_ms_p50": p50,
+        "lag_ms_p99": p99,
+        "loop": type(sender.loop).__module__,
+    }
 
 
 def _more_files() -> None:

@@ -30,7 +30,8 @@ MESSAGE_LENGTH = 500
 class Part:
     """A worker's share of a level, in the order in which requests ended; times [ns] are the clock's.
 
-    -1 is a time that never came, or a count that the server did not give.
+    -1 is a time that never came, or a count that the server did not give. `prompt_tokens` is how long prompts
+    were as they were sent, -1 where the row says so.
     """
 
     row: Int
@@ -47,6 +48,7 @@ class Part:
     first_answer_ns: Int
     hidden_tokens: Int
     cached_tokens: Int
+    prompt_tokens: Int
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -57,7 +59,7 @@ class Log:
         self._spool = _spool()
         self._columns: dict[str, array[int]] = {
             name: array("q")
-            for name in ("row", "begun", "sent", "ended", "pieces", "size", "asked", "sequences")
+            for name in ("row", "begun", "sent", "ended", "pieces", "size", "asked", "sequences", "prompt")
         }
         self._broken: list[str] = []
         self.stale_connections = 0
@@ -78,6 +80,7 @@ class Log:
         columns["size"].append(len(raw))
         columns["asked"].append(flight.output_tokens)
         columns["sequences"].append(flight.sequences)
+        columns["prompt"].append(flight.prompt_tokens)
         self._broken.append(broken)
         self._spool.write(flight.times.tobytes())
         self._spool.write(array("q", map(len, flight.pieces)).tobytes())
@@ -153,6 +156,7 @@ class Log:
             first_answer_ns=_ints(answered),
             hidden_tokens=_ints(hidden),
             cached_tokens=_ints(cached),
+            prompt_tokens=_ints(columns["prompt"]),
             notes={
                 "counted_by": dict(methods),
                 "totals": dict(totals),

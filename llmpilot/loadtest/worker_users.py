@@ -1,7 +1,6 @@
 """Who sends when, within one worker: closed-loop users, or requests at scheduled times. Parses nothing."""
 
 import asyncio
-import re
 from abc import ABC, abstractmethod
 from array import array
 from collections import deque
@@ -13,11 +12,11 @@ from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.engine.openai import Asked
 from llmpilot.engine.words import TextPrompts
 from llmpilot.loadtest.client_prompts import TokenIdPrompts
+from llmpilot.loadtest.first_look import looks_good
 from llmpilot.loadtest.worker_log import Log
 from llmpilot.openai_client.access import Target
 from llmpilot.openai_client.connecting import connect, connect_failure, said_of
 from llmpilot.openai_client.flight import Flight
-from llmpilot.openai_client.framing import tail_of
 from llmpilot.openai_client.http import Connection, clock_ns, head_of, request
 from llmpilot.simulator import RequestSource
 from llmpilot.workload import PARAMETERS, Requests, ThinkTimes
@@ -85,11 +84,11 @@ class Sender(ABC):
     """What closed and open loop share: flights under way, their timeouts, and when the level is over."""
 
     def __init__(
-        self, endpoint: HttpEndpoint, target: Target, writer: Writer, log: Log, on_quiet: Callable[[], None]
+        self, endpoint: HttpEndpoint, target: Target, log: Log, on_quiet: Callable[[], None]
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.settings = endpoint.client
-        self.target, self.writer, self.log = target, writer, log
+        self.target, self.log = target, log
         self.active: set[Flight] = set()
         self.lags_ns = array("q")
         self._on_quiet = on_quiet
@@ -233,6 +232,7 @@ class ClosedLoop(Sender):
     `thinking` has a pause for every user's beginning, then one for every request that has ended.
     """
 
+    writer: Writer
     lanes: int
     users: list[User]
     thinking: ThinkTimes | None = None
@@ -265,7 +265,7 @@ class ClosedLoop(Sender):
         assert isinstance(user, User)
         user.connection = connection
         thought_s = 0.0 if self.thinking is None else self.thinking.pause_s(self.lanes + flight.row)
-        if not broken and _looks_good(flight):
+        if not broken and looks_good(flight):
             user.failures = 0
             if thought_s:
                 self.loop.call_later(thought_s, self._next, user)
@@ -295,37 +295,11 @@ class ClosedLoop(Sender):
             user.row += self.lanes
 
 
-_ERROR = re.compile(rb'"error"\s*:\s*["{]')
-_FINISH = re.compile(rb'"finish_reason"\s*:\s*["{]\s*"?\w')
-_USAGE, _CHOICE = re.compile(rb'"usage"\s*:\s*\{\s*"'), re.compile(rb'"choices"\s*:\s*\[\s*\{')
-_CODED = re.compile(rb"\r\ncontent-encoding:\s*(?:x-)?(?:gzip|deflate)", re.IGNORECASE)
-_LAST_BYTES = 2048
-
-
-def _looks_good(flight: Flight) -> bool:
-    """Whether an answer looks like a success, without reading it: users of a failing server slow down."""
-    if flight.status != b"200":
-        return False
-    pieces = flight.pieces
-    end = tail_of(pieces, _LAST_BYTES)
-    if _ERROR.search(end) is not None:
-        return False
-    if _FINISH.search(end) is not None or (b"[DONE]" in end and b'"choices"' in end):
-        return True
-    # A usage that comes by itself is an end; an answer that is not streamed has it beside its choices.
-    _, *events = end.split(b"data:")
-    if any(_USAGE.search(one) and not _CHOICE.search(one) for one in events or [end.replace(b"[{", b"")]):
-        return True
-    # It ends as few do: compressed, or with nothing that says so, but with as many events as tokens.
-    if len(pieces) > 1 and sum(piece.count(b'"choices"') for piece in pieces) >= flight.output_tokens:
-        return True
-    return _CODED.search(b"".join(pieces[: flight.head_pieces + 1])) is not None
-
-
 class OpenLoop(Sender):
     """Requests at their scheduled times, whatever the service does; latency counts from the schedule."""
 
     LOOK_AHEAD = 64
+    writer: Writer
 
     async def prepare(self, arrivals_ns: "array[int]", lane: int, lanes: int, connections: int) -> None:
         """Open some connections; write the first requests. `arrivals_ns` count from the level's start."""

@@ -26,6 +26,7 @@ class Flight:
         "output_tokens",
         "owner",
         "pieces",
+        "prompt_tokens",
         "row",
         "sent_ns",
         "sequences",
@@ -39,6 +40,7 @@ class Flight:
     ) -> None:
         self.row, self.wire = row, wire
         self.output_tokens, self.sequences = output_tokens, sequences
+        self.prompt_tokens = -1  # where it is known, and not by its row
         self.begun_ns = 0  # from when latency counts: sent, or in an open loop scheduled
         self.sent_ns = 0
         self.pieces: list[bytes] = []

@@ -29,15 +29,9 @@ def require_conversations(
     """Raise ConfigError where conversations cannot be held; say so where the engine forgets every prompt.
 
     Raises:
-        ConfigError: the service is a real one, its model takes no prompts so long, or it is told what share
-            of each prompt is cached.
+        ConfigError: the model takes no prompts so long, or the engine is told what share of each prompt is
+            cached.
     """
-    if deployment.measurement != "simulated":
-        raise ConfigError(
-            "conversations are simulated only: the client of real services sends requests one by one",
-            given=f"deployment={deployment.name}",
-            cure="deployment=simulated, or another workload",
-        )
     told = {"engine.prefix_hit_share": getattr(engine, "prefix_hit_share", 0.0)}
     told["workload.cached_share"] = cached_share or 0.0
     if given := " ".join(f"{key}={share:g}" for key, share in told.items() if share):
@@ -52,7 +46,7 @@ def require_conversations(
             f"conversations come to {longest:,} tokens, and {model.name} takes {model.max_positions:,}",
             cure=f"workload.max_context_tokens={model.max_positions}",
         )
-    if not engine.finds_prefixes:
+    if not engine.finds_prefixes and deployment.starts_services:
         enable = getattr(type(engine), "model_fields", {}).get("enable_prefix_caching")
         cure = ": engine.enable_prefix_caching=true keeps it" if enable else ""
         note(f"engine={engine.name} keeps nothing of a conversation between its turns{cure}", style="yellow")

@@ -114,7 +114,6 @@ def test_a_prefix_cache_shows_in_what_is_cached_and_in_ttft(run: Run) -> None:
         (("engine=tgis", "load.users=[1]", "load.duration_s=2"), ["keeps nothing of a conversation"]),
         (("load.think_time_s=5",), ["workload.think_time_s=5"]),
         (("workload.turns=0",), ["workload.turns"]),
-        (("deployment=process",), ["simulated only"]),
         (("+model=llama_2_7b",), ["llama_2_7b takes 4,096", "workload.max_context_tokens=4096"]),
     ],
 )

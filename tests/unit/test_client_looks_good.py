@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmpilot.loadtest.worker_users import _looks_good
+from llmpilot.loadtest import first_look
 from llmpilot.openai_client.flight import Flight
 
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -23,7 +23,7 @@ def event(**fields: Any) -> bytes:
 def looks_good(*pieces: bytes, status: bytes = b"200") -> bool:
     flight = Flight(0, b"", 2, 1)
     flight.pieces, flight.status, flight.head_pieces = list(pieces), status, 1
-    return _looks_good(flight)
+    return first_look.looks_good(flight)
 
 
 WHOLE = {
