@@ -192,8 +192,9 @@ def _show(new: Imported, result: Mapping[str, Any]) -> None:
     out.print(table)
     for remark in new.remarks:
         note(remark, style="yellow")
-    for reasons, rows in new.measurements.table.groupby("in_doubt"):
-        note(f"in doubt, {len(rows)} of {result['rows']} rows: {reasons}", style="yellow")
+    for column, said in (("in_doubt", "in doubt"), ("flag", "flagged")):
+        for reasons, rows in new.measurements.table.groupby(column):
+            note(f"{said}, {len(rows)} of {result['rows']} rows: {reasons}", style="yellow")
     for name, rows in result["lacking"].items():
         cure = f"; add {CURES[name]}" if name in CURES else ""
         note(f"lacking in {rows} of {result['rows']} rows: {name}{cure}")

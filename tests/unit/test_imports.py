@@ -196,8 +196,6 @@ def test_requests_of_one_token_have_no_time_between_tokens(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("figures", "reason"),
     [
-        ({"itl_ms_p50": 0.0}, "several tokens came at once"),
-        ({"itl_ms_mean": 60.0, "tpot_ms_mean": 20.0}, "pieces of 3.0 tokens"),
         ({"itl_ms_mean": 5.0, "tpot_ms_mean": 20.0}, "miscounted"),
         ({"ttft_ms_p50": 0.0}, "not streamed"),
         ({"ttft_ms_p50": 900.0, "e2e_ms_p50": 2.0}, "not one unit"),
@@ -212,6 +210,17 @@ def test_requests_of_one_token_have_no_time_between_tokens(tmp_path: Path) -> No
 def test_figures_that_cannot_be_are_in_doubt(figures: dict[str, Any], reason: str | None) -> None:
     found = doubts(figures)
     assert found == [] if reason is None else any(reason in one for one in found)
+
+
+def test_pieces_of_several_tokens_flag_the_gaps_and_leave_the_rest_sound(tmp_path: Path) -> None:
+    result = json.loads((FIXTURES / "vllm/closed.json").read_text())
+    row = row_of(tmp_path, result | {"mean_itl_ms": 3 * result["mean_tpot_ms"]})
+    assert row["flag"] == "ITL is of pieces of 3.0 tokens, not of tokens"
+    assert "in_doubt" not in row
+    row = row_of(tmp_path, result | {"median_itl_ms": 0.0})
+    assert "several tokens came at once" in row["flag"]
+    alone = {name: value for name, value in result.items() if not name.endswith("tpot_ms")}
+    assert "several tokens" in row_of(tmp_path, alone | {"median_itl_ms": 0.0})["in_doubt"]
 
 
 @pytest.mark.parametrize(

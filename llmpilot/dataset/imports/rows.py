@@ -191,7 +191,12 @@ def _require(rows: Sequence[Row]) -> None:
 
 def _finish(row: Row) -> None:
     """Write what is odd and what is lacking into the row."""
-    if reasons := doubts(row):
+    gaps, reasons = odd_gaps(row), doubts(row)
+    if gaps and (row.get("tpot_ms_mean") or row.get("tpot_ms_p50")):
+        row["flag"] = BETWEEN_REASONS.join(gaps)  # the time per output token is sound all the same
+    else:
+        reasons = gaps + reasons
+    if reasons:
         row["in_doubt"] = BETWEEN_REASONS.join(reasons)
     notes = row["notes"]
     if missing := lacking(row):
@@ -219,22 +224,33 @@ def lacking(row: Mapping[str, Any]) -> list[str]:
     return names
 
 
+def odd_gaps(row: Mapping[str, Any]) -> list[str]:
+    """Return why the row's ITL is not that of single tokens."""
+    itl, tpot = _figure(row, "itl_ms_mean"), _figure(row, "tpot_ms_mean")
+    reasons = []
+    if _figure(row, "itl_ms_p50") == 0:
+        reasons.append("an ITL of 0 ms: several tokens came at once")
+    if itl and tpot and itl > PIECES * tpot:
+        reasons.append(f"ITL is of pieces of {itl / tpot:.1f} tokens, not of tokens")
+    return reasons
+
+
+def _figure(row: Mapping[str, Any], name: str) -> float | None:
+    value = row.get(name)
+    return None if value is None else float(value)
+
+
 def doubts(row: Mapping[str, Any]) -> list[str]:
-    """Return reasons to doubt the row that its own figures give."""
+    """Return reasons to doubt the whole row that its own figures give."""
 
     def of(name: str) -> float | None:
-        value = row.get(name)
-        return None if value is None else float(value)
+        return _figure(row, name)
 
     def first(latency: str) -> float | None:
         return next((found for one in ("p50", "mean") if (found := of(f"{latency}_{one}")) is not None), None)
 
     reasons = []
     itl, tpot = of("itl_ms_mean"), of("tpot_ms_mean")
-    if of("itl_ms_p50") == 0:
-        reasons.append("an ITL of 0 ms: several tokens came at once")
-    if itl and tpot and itl > PIECES * tpot:
-        reasons.append(f"ITL is of pieces of {itl / tpot:.1f} tokens, not of tokens")
     if itl and tpot and tpot > PIECES * itl:
         reasons.append("gaps between tokens add up to less than the time per token: tokens were miscounted")
     ttft, e2e = first("ttft_ms"), first("e2e_ms")
