@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmpilot.emulator import wire
 from llmpilot.emulator.api import Generation
+from llmpilot.emulator.prefixes import Words
 from llmpilot.emulator.tokens import FIRST_ID, MASK
 from llmpilot.emulator.truth import Sent
 
@@ -27,11 +28,13 @@ class Stream:
 
     `made` counts the tokens that the engine made, `written` those that were sent. `ticket` is the engine's.
     `swift` says that the next token is `prepared`, and that nothing else happens when it is sent.
+    `cached_tokens` of the prompt were in a prefix cache; -1: there is none, or that is not known yet.
     """
 
     __slots__ = (
         "_tail_prepared",
         "answer",
+        "cached_tokens",
         "chunks",
         "connection",
         "copies",
@@ -41,6 +44,7 @@ class Stream:
         "made",
         "offsets",
         "prepared",
+        "prompt",
         "reason",
         "sent_ns",
         "swift",
@@ -53,7 +57,7 @@ class Stream:
         request = answer.request
         self.answer, self.connection = answer, answer.connection
         self.copies, self.input_tokens, self.total = request.n, request.prompt_tokens[prompt], output_tokens
-        self.reason = reason
+        self.reason, self.prompt, self.cached_tokens = reason, request.prompts[prompt], -1
         self.made = self.written = 0
         self.due_ns, self.sent_ns = array("q"), array("q")
         self.fault_at = -1
@@ -108,6 +112,16 @@ class Stream:
             self.swift = (
                 0 < self.made < self.total - 1 and self.made != self.fault_at and not self.answer.held
             )
+
+    def words(self) -> Words:
+        """Return what the prompt and the answer say, the first copy's where there are several."""
+        return Words(self.prompt, self.offsets[0], self.total)
+
+    def found(self, cached_tokens: int) -> None:
+        """Note how much of the prompt was cached, which the end of the answer tells."""
+        self.cached_tokens = cached_tokens
+        if self._tail_prepared and not self.made:
+            self.prepared, self._tail_prepared = b"", False
 
     def flush(self) -> None:
         """Send all that was made and not sent yet."""
@@ -213,12 +227,18 @@ class Answer:
             payload = self.connection.head(200, wire.EVENTS, length=None, extra=headers) + payload
         self.connection.send(payload)
 
+    @property
+    def cached_tokens(self) -> int:
+        """How much of all prompts was in a prefix cache; -1: that is not known."""
+        found = [stream.cached_tokens for stream in self.streams]
+        return sum(found) if min(found) >= 0 else -1
+
     def tail(self) -> bytes:
         """Return what follows the last token."""
         end = wire.DONE
         if self.request.include_usage:
             completion_tokens = sum(stream.total * stream.copies for stream in self.streams)
-            end = wire.usage_event(self.request, self.shared, completion_tokens) + end
+            end = wire.usage_event(self.request, self.shared, completion_tokens, self.cached_tokens) + end
         return self.framed(end) + (wire.LAST_CHUNK if self._http11 else b"")
 
     def stream_written(self, tail_written: bool) -> None:
@@ -289,6 +309,7 @@ class Answer:
                 outcome,
                 stream.due_ns,
                 stream.sent_ns,
+                stream.cached_tokens,
             )
             for prompt, stream in enumerate(self.streams)
         ]
@@ -299,7 +320,7 @@ class Answer:
             for prompt, stream in enumerate(self.streams)
             for ids in stream.whole()
         ]
-        body = wire.whole_answer(self.request, self.shared, choices)
+        body = wire.whole_answer(self.request, self.shared, choices, self.cached_tokens)
         now_ns = monotonic_ns()
         for stream in self.streams:
             stream.sent_ns.extend([now_ns] * stream.total)

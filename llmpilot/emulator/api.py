@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from llmpilot.emulator.service import EmulatedService
-from llmpilot.emulator.tokens import TOKENS_PER_MESSAGE, count_text, ids_of_text
+from llmpilot.emulator.tokens import CHARACTERS_PER_TOKEN, TOKENS_PER_MESSAGE, count_text, ids_of_text
 
 INVALID = "invalid_request_error"
 COMPLETION_TOKENS = 16
 """`max_tokens` of a completion that does not say, as OpenAI has it."""
 MAX_CHOICES = 1024
+_ROLE_CHARACTERS = TOKENS_PER_MESSAGE * CHARACTERS_PER_TOKEN
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -216,7 +217,7 @@ def _prompts(prompt: Any, service: EmulatedService) -> tuple[list[str | list[int
 
 
 def _messages(messages: Any) -> tuple[str, int]:
-    """Return the text of a conversation and how many tokens it counts."""
+    """Return the text of a conversation, 4 characters a token, and how many tokens it counts."""
     if messages is None:
         raise ApiError(400, "you must provide a messages parameter", param="messages")
     if not isinstance(messages, list) or not messages:
@@ -229,8 +230,10 @@ def _messages(messages: Any) -> tuple[str, int]:
         if message.get("role") not in ROLES:
             _refuse(f"{where}.role", f"one of {', '.join(ROLES)}", message.get("role"))
         text = _content(message.get("content"), where, message["role"])
-        texts.append(text)
-        tokens += TOKENS_PER_MESSAGE + (count_text(text) if text else 0)
+        own = (count_text(text) if text else 0) * CHARACTERS_PER_TOKEN
+        # Its role comes behind a message: an answer goes on where the prompt ended, as with chat templates.
+        texts.append(text.ljust(own, "\0") + f"<{message['role']}>".ljust(_ROLE_CHARACTERS, "\0"))
+        tokens += TOKENS_PER_MESSAGE + own // CHARACTERS_PER_TOKEN
     return "".join(texts), tokens
 
 

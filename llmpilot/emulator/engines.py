@@ -19,6 +19,7 @@ from typing import Protocol
 from llmpilot.emulator.alarm import Alarm
 from llmpilot.emulator.answer import Stream, emit_all
 from llmpilot.emulator.options import FixedTiming
+from llmpilot.emulator.prefixes import KeptPrefixes, Words
 from llmpilot.simulator import VirtualService
 from llmpilot.simulator.scheduling import Action, Sequence
 from llmpilot.simulator.tgis import TgisCore
@@ -71,6 +72,7 @@ class Ticket(Sequence):
 
     def __init__(self, index: int, stream: Stream, door_ns: int, enqueued_ms: float) -> None:
         super().__init__(index, stream.input_tokens, stream.total, stream.copies, enqueued_ms)
+        self.content = stream.words()
         self.stream, self.door_ns, self.place = stream, door_ns, Place.DOOR
 
 
@@ -152,6 +154,7 @@ class BatchingEngine:
             if ticket.place is not Place.GONE:
                 ticket.place = Place.DECODING
                 self._live.append(ticket.stream)
+            ticket.stream.found(ticket.hits)
             ticket.stream.emit(due_ns)
         self._fail([ticket for ticket in _tickets(lost) if ticket.place is not Place.GONE])
         if done:
@@ -218,16 +221,28 @@ def _tickets(sequences: Iterable[Sequence]) -> list[Ticket]:
 
 
 class FixedEngine:
-    """Every stream by itself, at exact distances from its request's arrival."""
+    """Every stream by itself, at exact distances from its request's arrival.
+
+    With `kept` prefixes, what a cache would hold is told, and changes no time: of a prompt from its first
+    token on, and of its answer when that has ended.
+    """
 
     BURST = 512
     """Tokens made in one turn of the event loop at most, so that reading goes on."""
 
-    def __init__(self, timing: FixedTiming, speed: float, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        timing: FixedTiming,
+        speed: float,
+        loop: asyncio.AbstractEventLoop,
+        kept: KeptPrefixes | None = None,
+    ) -> None:
         self.slips = self.preemptions = 0
         self._ttft_ns = int((timing.ttft_ms or 0.0) * 1e6 / speed)
         self._itl_ns = int((timing.itl_ms or 0.0) * 1e6 / speed)
         self._due: list[tuple[int, int, Stream]] = []
+        self._kept = kept
+        self._words: dict[Stream, Words] = {}
         self._running = 0
         self._count = 0
         self._alarm = Alarm(loop, self._ring)
@@ -237,6 +252,9 @@ class FixedEngine:
         self._count += 1
         self._running += stream.copies
         stream.ticket = stream.copies
+        if self._kept is not None:
+            words = self._words[stream] = stream.words()
+            stream.found(self._kept.find(words, stream.input_tokens))
         stream.prepare()
         due_ns = arrived_ns + self._ttft_ns
         heappush(self._due, (due_ns, self._count, stream))
@@ -247,6 +265,7 @@ class FixedEngine:
         """Forget a stream."""
         self._running -= stream.ticket
         stream.ticket = 0
+        self._keep(stream)
 
     def gauges(self) -> tuple[int, int, float]:
         """Return sequences running; nobody waits here, and there is no KV cache."""
@@ -259,6 +278,7 @@ class FixedEngine:
     def _ring(self) -> None:
         due, now_ns = self._due, monotonic_ns()
         went_on: list[Stream] = []
+        ended: list[Stream] = []
         for _ in range(self.BURST):
             if not due or due[0][0] > now_ns:
                 break
@@ -269,11 +289,24 @@ class FixedEngine:
             if not stream.ticket:
                 continue
             if stream.made == stream.total:
-                self.cancel(stream)
+                ended.append(stream)
                 continue
             heappush(due, (due_ns + self._itl_ns, count, stream))
             went_on.append(stream)
+        for stream in ended:
+            self.cancel(stream)
         for stream in went_on:
             stream.prepare()
+            if stream.made == 1:
+                self._keep(stream)
         if due:
             self._alarm.set(due[0][0])
+
+    def _keep(self, stream: Stream) -> None:
+        words = self._words.get(stream)
+        if self._kept is None or words is None or not stream.made:
+            return
+        # As in engines, the last token of an answer is sent, and nothing was computed from it.
+        self._kept.keep(words, stream.input_tokens + stream.made - 1)
+        if not stream.ticket:
+            del self._words[stream]

@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from llmpilot.config import Facts, NonNegative, Share, VariableName
 
@@ -66,15 +73,25 @@ class Options(Facts):
 
     `port` 0 takes any free one. `speed` 10 runs ten times faster than real time. `api_key_env` names the
     environment variable that holds the API key. `send_log` is the Parquet file of true send times.
+    Under fixed timing, `prefix_cache_tokens` lets answers say what a cache of so many tokens would hold of
+    their prompts (null: nothing is said); a simulated engine has its own cache.
     """
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Port = 0
     speed: PositiveFloat = 1.0
     fixed: FixedTiming = FixedTiming()
+    prefix_cache_tokens: PositiveInt | None = None
     faults: Faults = Faults()
     api_key_env: VariableName | None = None
     send_log: str | None = None
+
+    @field_validator("prefix_cache_tokens")
+    @classmethod
+    def _beside_fixed_timing(cls, tokens: int | None, info: ValidationInfo) -> int | None:
+        if tokens is not None and not info.data.get("fixed", FixedTiming()).on:
+            raise ValueError("leave it out: a simulated engine has its own cache (or fix the timing)")
+        return tokens
 
     @field_validator("send_log")
     @classmethod

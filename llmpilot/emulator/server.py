@@ -17,6 +17,7 @@ from llmpilot.emulator.http import Request
 from llmpilot.emulator.listening import listen
 from llmpilot.emulator.openapi import document
 from llmpilot.emulator.options import Limits, Options
+from llmpilot.emulator.prefixes import KeptPrefixes
 from llmpilot.emulator.service import EmulatedService
 from llmpilot.emulator.site import OpenAISite
 from llmpilot.emulator.truth import SendLog
@@ -54,7 +55,9 @@ class Emulator(OpenAISite):
             sock.close()
             raise
         if options.fixed.on:
-            self._engine = FixedEngine(options.fixed, options.speed, loop)
+            tokens = options.prefix_cache_tokens
+            kept = None if tokens is None else KeptPrefixes(tokens)
+            self._engine = FixedEngine(options.fixed, options.speed, loop, kept)
         else:
             above = options.faults.out_of_memory_above_weight
             self._engine = BatchingEngine(self.service.service, options.speed, above, loop)

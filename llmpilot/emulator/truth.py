@@ -30,7 +30,8 @@ class Sent(NamedTuple):
     """One prompt's answer. Times are of the monotonic clock [ns], comparable between processes of a machine.
 
     `sent_ns` is read right before the write; all `copies` (n) of a token leave in one write. Without
-    streaming every token is sent with the whole answer.
+    streaming every token is sent with the whole answer. `cached_tokens` of the prompt were in a prefix cache,
+    -1: there is none.
     """
 
     request_id: str
@@ -43,6 +44,7 @@ class Sent(NamedTuple):
     outcome: str
     due_ns: "array[int]"
     sent_ns: "array[int]"
+    cached_tokens: int
 
 
 SCHEMA = pa.schema(
@@ -57,6 +59,7 @@ SCHEMA = pa.schema(
         ("outcome", pa.string()),
         ("due_ns", pa.list_(pa.int64())),
         ("sent_ns", pa.list_(pa.int64())),
+        ("cached_tokens", pa.int32()),
     ]
 )
 

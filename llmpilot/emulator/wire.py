@@ -47,13 +47,16 @@ def error_body(message: str, kind: str, param: str | None = None, code: str | No
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-    """Return an OpenAI usage object."""
-    return {
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int = -1) -> dict[str, Any]:
+    """Return an OpenAI usage object, with what was cached of the prompt where that is not -1."""
+    counted: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
+    if cached_tokens >= 0:
+        counted["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
+    return counted
 
 
 def framed(event: bytes) -> bytes:
@@ -131,14 +134,19 @@ class ChoiceChunks:
         return event + b"}]" + self._null_usage + b"}\n\n"
 
 
-def usage_event(request: Generation, shared: dict[str, Any], completion_tokens: int) -> bytes:
+def usage_event(
+    request: Generation, shared: dict[str, Any], completion_tokens: int, cached_tokens: int
+) -> bytes:
     """Return the event that closes a stream with `include_usage`: no choices, only the usage."""
-    counted = usage(sum(request.prompt_tokens), completion_tokens)
+    counted = usage(sum(request.prompt_tokens), completion_tokens, cached_tokens)
     return b"data: " + to_json({**shared, "choices": [], "usage": counted}) + b"\n\n"
 
 
 def whole_answer(
-    request: Generation, shared: dict[str, Any], choices: list[tuple[int, list[int], str]]
+    request: Generation,
+    shared: dict[str, Any],
+    choices: list[tuple[int, list[int], str]],
+    cached_tokens: int,
 ) -> bytes:
     """Return the body of an answer that is not streamed; a choice is (prompt, token ids, finish reason)."""
     listed: list[dict[str, Any]] = []
@@ -154,5 +162,5 @@ def whole_answer(
             choice["token_ids"] = ids
             choice["prompt_token_ids"] = request.prompt_ids(prompt)
         listed.append(choice)
-    counted = usage(sum(request.prompt_tokens), sum(len(ids) for _, ids, _ in choices))
+    counted = usage(sum(request.prompt_tokens), sum(len(ids) for _, ids, _ in choices), cached_tokens)
     return to_json({**shared, "choices": listed, "usage": counted})

@@ -20,7 +20,7 @@ from llmpilot.errors import ConfigError
 from llmpilot.sizing import require_fit
 from llmpilot.workload import load_workload
 
-SCALARS = ("host", "port", "speed", "api_key_env", "send_log")
+SCALARS = ("host", "port", "speed", "api_key_env", "send_log", "prefix_cache_tokens")
 DRAWS = 65_536
 """Output lengths that are drawn at the start; after so many requests they repeat."""
 

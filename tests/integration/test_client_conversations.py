@@ -1,21 +1,18 @@
 """The client holds conversations with a server that keeps what it is told: each turn begins with the last."""
 
-import threading
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
-from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 import numpy as np
 import pytest
 from talking_service import Turn, talking
+from workers_here import in_threads
 
 from llmpilot.config import Load
 from llmpilot.deploy.endpoint import ClientSettings, HttpEndpoint
 from llmpilot.engine.openai import OpenAIEngine
-from llmpilot.loadtest import Records, Traffic, client, run_level, worker
+from llmpilot.loadtest import Records, Traffic, client, run_level
 from llmpilot.workload.conversations import Chat, DrawnConversations
 
 TURNS, ADDED, OUTPUT, SYSTEM = 3, 7, 5, 40
@@ -29,24 +26,6 @@ def source(**changes: Any) -> DrawnConversations:
     facts = {"turns": TURNS, "added_tokens": ADDED, "output_tokens": OUTPUT, "system_prompt_tokens": SYSTEM}
     facts |= {"turns_stdev": 0, "added_stdev_tokens": 0, "output_stdev_tokens": 0, "max_context_tokens": 500}
     return DrawnConversations(Chat.model_validate(facts | changes), 3)
-
-
-@contextmanager
-def in_threads(jobs: list[worker.Job]) -> Iterator[list[Connection]]:
-    """Run workers beside the test, as `client._started` runs them in processes, which take long to start."""
-    channels, threads = [], []
-    for job in jobs:
-        ours, theirs = Pipe()
-
-        def work(job: worker.Job = job, channel: Connection = theirs) -> None:
-            channel.send(("done", worker._run(worker._level(job, channel))))
-
-        channels.append(ours)
-        threads.append(threading.Thread(target=work, daemon=True))
-        threads[-1].start()
-    yield channels
-    for thread in threads:
-        thread.join()
 
 
 @pytest.fixture(autouse=True)

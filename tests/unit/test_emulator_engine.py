@@ -132,7 +132,7 @@ def test_tokens_are_due_when_the_simulator_has_them(engine: str) -> None:
         await asyncio.sleep(0.02 * k)
         reader, writer = await asyncio.open_connection(host, port)
         body = '{"model":"starcoder","stream":true,"ignore_eos":true,"max_tokens":%d,"prompt":%s}'
-        content = body % (output_tokens, [300] * input_tokens)
+        content = body % (output_tokens, [300 + k] * input_tokens)  # with nothing in common
         head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
         writer.write((head % len(content) + content).encode())
         await reader.read()
