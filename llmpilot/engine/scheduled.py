@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import PositiveInt, field_validator
+from pydantic import PositiveInt, field_validator, model_validator
 
 from llmpilot import simulator
 from llmpilot.config import Gpu, Model, NonNegative, Share
@@ -43,7 +43,8 @@ class ScheduledEngine(StartedEngine):
     stands in for newer ones. A real server has the version that is installed. `tensor_parallel` null: the
     GPUs that other kinds of parallelism leave. `prefix_hit_share` of every prompt is taken to be cached
     already: only a simulation can be told so. Of our own workloads only conversations repeat prefixes, and
-    what of them is cached, their turns decide.
+    what of them is cached, their turns decide: with `enable_prefix_caching` the engine keeps prefixes, which
+    costs those a little whose prompts are all new, as ours otherwise are.
     `reserve_gb_per_gpu` is what a simulated server keeps for its runtime and activations; null: reckoned
     from the size of a step.
     """
@@ -62,6 +63,7 @@ class ScheduledEngine(StartedEngine):
     pipeline_parallel: PositiveInt = 1
     data_parallel: PositiveInt = 1
     expert_parallel: PositiveInt = 1
+    enable_prefix_caching: bool = False
     prefix_hit_share: Share = 0.0
     reserve_gb_per_gpu: NonNegative | None = None
 
@@ -84,10 +86,18 @@ class ScheduledEngine(StartedEngine):
             )
         return text
 
+    @model_validator(mode="after")
+    def _hits_need_a_cache(self) -> Self:
+        if self.prefix_hit_share and not self.enable_prefix_caching:
+            raise ValueError(
+                "engine.prefix_hit_share without a prefix cache: add engine.enable_prefix_caching=true"
+            )
+        return self
+
     @property
     def finds_prefixes(self) -> bool:
-        """Whether its simulation finds in a prefix cache what earlier requests had in common with one."""
-        return self.told().get("prefix_caching", True) is not False
+        """Whether it finds in a prefix cache what earlier requests had in common with one."""
+        return self.enable_prefix_caching
 
     @property
     def simulated_version(self) -> str:
@@ -117,6 +127,7 @@ class ScheduledEngine(StartedEngine):
             expert_parallel=self.expert_parallel,
             prefix_hit_share=self.prefix_hit_share,
             reserve_gb_per_gpu=self.reserve_gb_per_gpu,
+            prefix_caching=self.enable_prefix_caching,
             **self.told(),
         )
 
@@ -160,7 +171,7 @@ class ScheduledEngine(StartedEngine):
             )
 
     def with_cached_share(self, share: float | None) -> Self:
-        """Return the engine with this `prefix_hit_share`; None: as it is.
+        """Return the engine with this `prefix_hit_share`, and with the cache that it takes; None: as it is.
 
         Raises:
             ConfigError: it has another already.
@@ -173,7 +184,8 @@ class ScheduledEngine(StartedEngine):
                 given=f"workload.cached_share={share:g} engine.prefix_hit_share={self.prefix_hit_share:g}",
                 cure="leave one of them out",
             )
-        return self.model_copy(update={"prefix_hit_share": share})
+        cache = {"enable_prefix_caching": True} if share else {}
+        return self.model_copy(update={"prefix_hit_share": share, **cache})
 
     def require_real(self) -> None:
         """Raise ConfigError where something is set that a real server cannot be told."""

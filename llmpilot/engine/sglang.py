@@ -101,7 +101,9 @@ class SglangEngine(ScheduledEngine):
         argv += flag_if("--dp-size", self.data_parallel, unless=1)
         argv += ["--enable-dp-attention"] if replicated else []
         argv += flag_if("--ep-size", self.expert_parallel, unless=1)
-        argv += ["--enable-metrics", "--disable-radix-cache"]
+        argv += ["--enable-metrics", *([] if self.enable_prefix_caching else ["--disable-radix-cache"])]
+        # Or its usage does not say how much of a prompt was cached.
+        argv += ["--enable-cache-report"] if self.enable_prefix_caching else []
         if self.weights == "dummy":
             argv += ["--load-format", "dummy"]
         if assignment.max_batch_weight is not None:

@@ -114,8 +114,8 @@ class TrtllmEngine(ScheduledEngine):
         argv += flag_if("--max_num_tokens", self.max_num_tokens)
         argv += flag_if("--kv_cache_free_gpu_memory_fraction", self.kv_cache_free_gpu_memory_fraction)
         argv += ["--enable_chunked_prefill"] if self.enable_chunked_context else []
-        # Every prompt is new to it. The rest is for a file: JSON is YAML.
-        cache: dict[str, Any] = {"enable_block_reuse": False}
+        # Unless it is told so, every prompt is new to it. The rest is for a file: JSON is YAML.
+        cache: dict[str, Any] = {"enable_block_reuse": self.enable_prefix_caching}
         if self.kv_cache_free_gpu_memory_fraction is not None:  # the file's cache settings replace the flag's
             cache["free_gpu_memory_fraction"] = self.kv_cache_free_gpu_memory_fraction
         if assignment.max_batch_weight is not None:

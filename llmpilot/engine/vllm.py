@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -71,7 +71,6 @@ class VllmEngine(ScheduledEngine):
     max_num_seqs: PositiveInt | None = None
     max_num_batched_tokens: PositiveInt | None = None
     enable_chunked_prefill: bool | None = None
-    enable_prefix_caching: bool = False
     enforce_eager: bool = False
     extra_args: tuple[str, ...] = ()
     environment: Variables = Field(default_factory=dict)
@@ -96,23 +95,6 @@ class VllmEngine(ScheduledEngine):
             )
         return self
 
-    @model_validator(mode="after")
-    def _hits_need_a_cache(self) -> "VllmEngine":
-        if self.prefix_hit_share and not self.enable_prefix_caching:
-            raise ValueError(
-                "engine.prefix_hit_share without a prefix cache: add engine.enable_prefix_caching=true"
-            )
-        return self
-
-    def with_cached_share(self, share: float | None) -> Self:
-        """Return the engine with this `prefix_hit_share`, and with the cache that it takes; None: as it is.
-
-        Raises:
-            ConfigError: it has another share already.
-        """
-        told = super().with_cached_share(share)
-        return told.model_copy(update={"enable_prefix_caching": True}) if share else told
-
     def require_gpus(self, gpu: Gpu) -> None:
         """Raise ConfigError unless the kinds of parallelism make up the profile's GPUs."""
         super().require_gpus(gpu)
@@ -130,7 +112,6 @@ class VllmEngine(ScheduledEngine):
             "max_num_batched_tokens": self.max_num_batched_tokens,
             "block_size": self.block_size,
             "chunked_prefill": self.enable_chunked_prefill,
-            "prefix_caching": self.enable_prefix_caching,
             "memory_share": self.gpu_memory_utilization,
         }
 
@@ -168,8 +149,12 @@ class VllmEngine(ScheduledEngine):
         argv += flag_if("--pipeline-parallel-size", self.pipeline_parallel, unless=1)
         argv += flag_if("--data-parallel-size", self.data_parallel, unless=1)
         argv += ["--enable-expert-parallel"] if self.expert_parallel > 1 else []
-        # Every prompt is new to it; and sampling is as the workload says, not the model's own defaults.
-        argv += ["--enable-prefix-caching" if self.enable_prefix_caching else "--no-enable-prefix-caching"]
+        # Unless it is told so, every prompt is new to it. What is cached, its usage says only when asked to.
+        if self.enable_prefix_caching:
+            argv += ["--enable-prefix-caching", "--enable-prompt-tokens-details"]
+        else:
+            argv += ["--no-enable-prefix-caching"]
+        # Sampling is as the workload says, not the model's own defaults.
         argv += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
         if self.weights == "dummy":
             argv += ["--load-format", "dummy"]

@@ -108,7 +108,7 @@ def test_a_prefix_cache_shows_in_what_is_cached_and_in_ttft(run: Run) -> None:
     ("given", "words"),
     [
         (
-            ("engine=sglang", "engine.prefix_hit_share=0.5"),
+            ("engine=sglang", "engine.enable_prefix_caching=true", "engine.prefix_hit_share=0.5"),
             ["engine.prefix_hit_share=0.5", "its turns decide"],
         ),
         (("engine=tgis", "load.users=[1]", "load.duration_s=2"), ["keeps nothing of a conversation"]),

@@ -112,7 +112,8 @@ def test_what_real_servers_cache_cannot_be_told_them(run: Run) -> None:
         ran = run(*place, *ALIKE, "workload.cached_share=0.5")
         assert ran.code == 2
         assert "workload.cached_share is for simulated services" in ran.err
-    ran = run(*SIMULATED, *ALIKE, "engine=sglang", "workload.cached_share=0.5", "engine.prefix_hit_share=0.4")
+    told = ("engine.enable_prefix_caching=true", "engine.prefix_hit_share=0.4")
+    ran = run(*SIMULATED, *ALIKE, "engine=sglang", "workload.cached_share=0.5", *told)
     assert ran.code == 2
     assert "different shares" in ran.err
 

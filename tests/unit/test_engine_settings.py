@@ -100,7 +100,24 @@ def test_a_cached_share_can_be_told_to_a_simulation_only(binary: str) -> None:
         command(engine)
     with pytest.raises(ValidationError, match="enable_prefix_caching=true"):
         VllmEngine(prefix_hit_share=0.5)
-    assert "--enable-prefix-caching" in command(VllmEngine(binary=binary, enable_prefix_caching=True)).argv
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_prefixes_are_kept_by_simulation_and_server_alike(made, kept: bool) -> None:  # type: ignore[no-untyped-def]
+    engine = made(enable_prefix_caching=kept)
+    assert (engine.settings(H100).prefix_caching, engine.finds_prefixes) == (kept, kept)
+    started = command(engine)
+    match engine.name:
+        case "vllm":  # which says what it found only when told to
+            assert ("--enable-prefix-caching" in started.argv) == kept
+            assert ("--no-enable-prefix-caching" in started.argv) != kept
+            assert ("--enable-prompt-tokens-details" in started.argv) == kept
+        case "sglang":
+            assert ("--disable-radix-cache" in started.argv) != kept
+            assert ("--enable-cache-report" in started.argv) == kept
+        case "trtllm":
+            options = json.loads(started.files[flag(started.argv, "--extra_llm_api_options")])
+            assert options["kv_cache_config"]["enable_block_reuse"] is kept
 
 
 def test_vllm_needs_a_token_of_a_step_for_each_request() -> None:

@@ -85,7 +85,7 @@ def test_engines_are_told_what_is_cached_once() -> None:
     assert (told.settings(GPU).prefix_hit_share, told.settings(GPU).prefix_caching) == (0.5, True)
     assert VllmEngine().with_cached_share(None) == VllmEngine() == VllmEngine().with_cached_share(0.0)
     assert SglangEngine().with_cached_share(0.5).settings(GPU).prefix_hit_share == 0.5
-    same = SglangEngine(prefix_hit_share=0.5)
+    same = SglangEngine(prefix_hit_share=0.5, enable_prefix_caching=True)
     assert same.with_cached_share(0.5) == same == same.with_cached_share(None)
     for share in (0.0, 0.4):
         with pytest.raises(ConfigError, match=rf"cached_share={share:g} engine.prefix_hit_share=0.5"):
