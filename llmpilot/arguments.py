@@ -83,10 +83,21 @@ def fixed_in_each_cell(arguments: Sequence[str]) -> list[str]:
     Before its cells Hydra composes once without what is swept, and a key of a swept group (`gpu.count=2`
     beside `+gpu=h100,h200`) is not there then. As a sweep over its one value it waits for the cells, where it
     is checked; a value that does not survive this is forced, and checked by the group's schema alone.
+
+    Raises:
+        ConfigError: a key is to be taken away from a swept group, which Hydra would try before its cells.
     """
     if not is_sweep(arguments):
         return list(arguments)
     groups = {_group(argument) for argument in arguments if is_swept(argument)} - {""}
+    for argument in arguments:
+        found = KEY.fullmatch(argument.partition("=")[0])
+        if argument.startswith("~") and found and found.group(2) in groups and found.group(3):
+            raise ConfigError(
+                f"{key_of(argument)} cannot be taken away while {found.group(2)} is swept",
+                given=argument,
+                cure=f"set it to nothing: {key_of(argument)}=null",
+            )
     return [_waiting(argument) if _belongs_to(argument, groups) else argument for argument in arguments]
 
 
@@ -108,6 +119,9 @@ def unknown_key(key: str, arguments: Sequence[str]) -> ConfigError:
     chosen = [name for name in _chosen(arguments, group) if name in there] or there
     keys = {name: catalog.option_keys(group, name) for name in chosen}
     having = [name for name in chosen if key in keys[name]]
+    if having and chosen == there:
+        options = " or ".join(f"{group}={name}" for name in having)
+        return ConfigError(f"{key} is a key of {options} only", cure=f"add {options}")
     if having and len(having) < len(chosen):
         lacking = ", ".join(f"{group}={name}" for name in chosen if name not in having)
         return ConfigError(
@@ -130,6 +144,21 @@ def unknown_key(key: str, arguments: Sequence[str]) -> ConfigError:
         f"{key} is not a key of the configuration",
         cure=f"{did_you_mean(key, alike)}there are {', '.join(shown)}",
     )
+
+
+def refers_to_nothing(name: str, key: str, arguments: Sequence[str]) -> ConfigError:
+    """Return the error for a value that refers, as `${name}`, to a key that is not there."""
+    typed = next((value for one in arguments if (value := _value_of(one, key)) is not None), "")
+    as_text = f"; a text with ${{ in it is quoted: {_line(key, _quoted(typed))}" if typed else ""
+    return ConfigError(
+        f"{key} refers to {name}, which is no key of the configuration",
+        given=_shown(key, typed) if typed else None,
+        cure=f"${{KEY}} is the value of another key, ${{oc.env:NAME}} of the environment{as_text}",
+    )
+
+
+def _value_of(argument: str, key: str) -> str | None:
+    return argument.partition("=")[2] if key_of(argument) == key and "=" in argument else None
 
 
 def _chosen(arguments: Sequence[str], group: str) -> list[str]:

@@ -23,7 +23,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llmpilot import catalog, interrupts
-from llmpilot.arguments import fixed_in_each_cell, refuse_unknown_options, refuse_unreadable, unknown_key
+from llmpilot.arguments import (
+    fixed_in_each_cell,
+    refers_to_nothing,
+    refuse_unknown_options,
+    refuse_unreadable,
+    unknown_key,
+)
 from llmpilot.config import plain
 from llmpilot.console import note
 from llmpilot.deployment_overrides import as_hydra_takes_it
@@ -122,9 +128,9 @@ def _hydra_main(state: _State) -> None:
     """Let Hydra compose the configuration and call back, once a job."""
 
     def job(cfg: DictConfig) -> None:
-        config = plain(cfg)
-        state.secrets += secret_values(config)
         try:
+            config = plain(cfg)
+            state.secrets += secret_values(config)
             _refuse_clashes(config)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 state.sweep = state.sweep or Sweep(cfg, state.arguments)
@@ -249,6 +255,10 @@ def explain(error: Exception, arguments: Sequence[str] = ()) -> str:
         return str(error)
     causes = (error, error.__cause__)
     text = "\n".join(dict.fromkeys(str(cause).strip() for cause in causes if cause is not None))
+    if (reference := re.search(r"Interpolation key '([^']*)' not found\s+full_key: (\S+)", text)) is not None:
+        return str(refers_to_nothing(reference[1], reference[2], arguments))
+    if (gone := re.match(r"Could not delete from config\. '([^']+)' does not exist", text)) is not None:
+        return str(unknown_key(gone[1], arguments))
     unknown = re.search(r"Could not override '([^']+)'.*not in struct", text, re.DOTALL)
     if unknown is None:
         appended = re.search(r"append to your default list use (\+\S+)", text)

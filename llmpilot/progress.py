@@ -6,7 +6,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from llmpilot.config import Load
-from llmpilot.console import err, note
+from llmpilot.console import counted, err, note
 from llmpilot.metrics import Level, kind_of, shows
 from llmpilot.report.words import STREAMS, figure_of, latency_figure
 from llmpilot.schema import at_level
@@ -51,8 +51,8 @@ class Progress:
         self._bar.advance(self._task)
         latencies = _latencies(level)
         note(
-            f"  {at_level(level['level'], self._unit)}: {level['requests_ok']} requests ok, "
-            f"{level['requests_failed']} failed; {latencies}; "
+            f"  {at_level(level['level'], self._unit)}: {counted(level['requests_ok'], 'request')} ok, "
+            f"{level['requests_failed']:,} failed; {latencies}; "
             f"{figure_of(level['throughput_tok_s'], 0)} tokens/s"
             f"{_server(level.get('server', {}))}"
         )

@@ -26,6 +26,16 @@ from llmpilot.schema import exactly
 
 Column = tuple[str, bool, Callable[[dict[str, Any]], str]]
 """Its head, whether it stays on a narrow terminal, and what it shows of a level."""
+DOLLARS = "$/1M tok"
+"""Stays while there is another to go: the conclusion says what it comes to at the largest load."""
+SWEPT = (
+    ("max batch\nweight", 1),
+    ("u_max", 0),
+    ("$/h", 4),
+    ("$/1M tokens\nat u_max", 3),
+    ("$/h\nper user", 2),
+)
+"""The figures of a sweep's table, and in which order they go on a narrow terminal; 0: they stay."""
 
 
 def print_table(result: Result) -> None:
@@ -50,7 +60,11 @@ def _columns(result: Result) -> list[Column]:
     kinds = {kind_of(level) for level in levels}
     thought = any("ttfa_ms" in level for level in levels)
     columns: list[Column] = [
-        (result["level_unit"], True, lambda level: f"{exactly(level['level'])}{mark(level)}"),
+        (
+            "\n".join(result["level_unit"].rsplit(" ", 1)),
+            True,
+            lambda level: f"{exactly(level['level'])}{mark(level)}",
+        ),
         ("ok", True, lambda level: f"{level['requests_ok']:,}"),
         ("failed", True, lambda level: f"{level['requests_failed']:,}"),
         ("TTFT p50\n[ms]", True, lambda level: latency_figure(level, "ttft_ms", "p50", 0)),
@@ -78,7 +92,7 @@ def _columns(result: Result) -> list[Column]:
         ("goodput/s", False, lambda level: goodput(level, result)),
     ]
     if result["cost_per_hour"] is not None:
-        columns.append(("$/1M tok", True, lambda level: figure_of(dollars_per_million(level, result), 2)))
+        columns.append((DOLLARS, True, lambda level: figure_of(dollars_per_million(level, result), 2)))
     if any("cached_share" in level for level in levels):
         columns.append(("cached", False, lambda level: share_of(level.get("cached_share"))))
     if any("server" in level for level in levels):
@@ -106,10 +120,9 @@ def _fits(table: Table) -> bool:
 
 
 def _without_the_last_that_can_go(columns: list[Column]) -> list[Column] | None:
-    for i in range(len(columns) - 1, -1, -1):
-        if not columns[i][1]:
-            return columns[:i] + columns[i + 1 :]
-    return None
+    can_go = [i for i, (_, stays, _) in enumerate(columns) if not stays]
+    can_go = can_go or [i for i, (name, _, _) in enumerate(columns) if name == DOLLARS]
+    return columns[: can_go[-1]] + columns[can_go[-1] + 1 :] if can_go else None
 
 
 def _print_turns(result: Result) -> None:
@@ -117,7 +130,8 @@ def _print_turns(result: Result) -> None:
     turns = turns_of(result)
     if not turns:
         return
-    table = Table(title="by turn: TTFT p50 [ms], share of the prompt that was cached", header_style="bold")
+    say("by turn: TTFT p50 [ms], and the share of the prompt that was cached")
+    table = Table(header_style="bold")
     for name in (result["level_unit"], *(turn_name(turn, later) for turn, later in turns.items())):
         table.add_column(name, justify="right")
     for level in result["levels"]:
@@ -134,30 +148,48 @@ def _of_turn(level: dict[str, Any], entry: dict[str, Any] | None) -> str:
 
 
 def print_sweep(cells: list[dict[str, Any]]) -> None:
-    """Print one row per cell of a sweep: its answer, or why it has none."""
+    """Print one row per cell of a sweep: its answer, or why it has none; on a narrow terminal less of it."""
     if any("recommended" in (entry.get("result") or {}) for entry in cells):
         _print_recommended(cells)
         return
-    table = Table(title="sweep", header_style="bold")
-    names = ("cell", "status", "max batch weight", "u_max", "$/h", "$/1M tokens at u_max", "$/h per user")
-    for name in names:
-        table.add_column(name, justify="left" if name in ("cell", "status") else "right")
-    for entry in cells:
-        result = entry.get("result") or {}
-        most, cost = result.get("level_max"), result.get("cost_per_hour")
-        at_most = "<= " if result.get("level_max_is") == AT_LEAST else ""
-        weight = result.get("max_batch_weight", result.get("best_max_batch_weight"))
-        table.add_row(
-            entry["cell"],
-            entry["status"],
-            figure_of(weight, 0),
-            largest(result),
-            figure_of(cost, 2),
-            figure_of(result.get("cost_per_million_output_tokens"), 2),
-            f"{at_most}{cost / most:,.3f}" if cost and most else "-",
-        )
     say()
+    table = _sweep_table(cells, len(SWEPT), by_line=False)
+    for fewer in range(len(SWEPT)):
+        if _fits(table):
+            break
+        table = _sweep_table(cells, len(SWEPT) - fewer, by_line=True)
     out.print(table)
+
+
+def _sweep_table(cells: list[dict[str, Any]], most: int, *, by_line: bool) -> Table:
+    """Return a sweep's table with at most so many figures; `by_line`, each override has its own line."""
+    going = sorted((rank, i) for i, (_, rank) in enumerate(SWEPT) if rank)
+    gone = {i for _, i in going[: len(SWEPT) - most]}
+    table = Table(title="sweep", header_style="bold")
+    table.add_column("cell", overflow="fold")
+    table.add_column("status")
+    for i, (name, _) in enumerate(SWEPT):
+        if i not in gone:
+            table.add_column(name, justify="right")
+    for entry in cells:
+        figures = [figure for i, figure in enumerate(_figures(entry)) if i not in gone]
+        cell = entry["cell"].replace(" ", "\n") if by_line else entry["cell"]
+        table.add_row(cell, entry["status"], *figures)
+    return table
+
+
+def _figures(entry: dict[str, Any]) -> list[str]:
+    result = entry.get("result") or {}
+    most, cost = result.get("level_max"), result.get("cost_per_hour")
+    at_most = "<= " if result.get("level_max_is") == AT_LEAST else ""
+    weight = result.get("max_batch_weight", result.get("best_max_batch_weight"))
+    return [
+        figure_of(weight, 0),
+        largest(result),
+        figure_of(cost, 2),
+        figure_of(result.get("cost_per_million_output_tokens"), 2),
+        f"{at_most}{cost / most:,.3f}" if cost and most else "-",
+    ]
 
 
 def _print_recommended(cells: list[dict[str, Any]]) -> None:

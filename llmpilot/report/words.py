@@ -6,7 +6,8 @@ from typing import Any
 from llmpilot import metrics
 from llmpilot.boundary import AT_LEAST, BELOW, EXACT, UNSEEN
 from llmpilot.config import LATENCIES, Sla
-from llmpilot.schema import exactly
+from llmpilot.console import counted
+from llmpilot.schema import at_level, exactly
 
 Result = dict[str, Any]
 LATENCY_LABELS = {
@@ -27,7 +28,7 @@ def short_windows(result: Result) -> list[str]:
     """
     decide = {result["level_max"], result["level_broken"]} if "search" in result else None
     return [
-        f"{exactly(level['level'])} {result['level_unit']}: {problem}"
+        f"{at_level(level['level'], result['level_unit'])}: {problem}"
         for level in result["levels"]
         if (problem := level.get("window_problem")) and (decide is None or level["level"] in decide)
     ]
@@ -62,7 +63,9 @@ def other_workload(result: Result) -> str | None:
 
 
 def _at(levels: list[dict[str, Any]], result: Result) -> str:
-    return f"{', '.join(exactly(level['level']) for level in levels)} {result['level_unit']}"
+    others = "".join(f"{exactly(level['level'])}, " for level in levels[:-1])
+    last, unit = levels[-1]["level"], result["level_unit"]
+    return f"{others}{exactly(last)} {unit}" if others else at_level(last, unit)
 
 
 def service(result: Result) -> str:
@@ -93,20 +96,27 @@ def _searched(result: Result) -> str:
     if (found := result.get("search")) is None:
         return ""
     (low, high), unit = found["interval"], result["level_unit"]
-    took = f"{found['levels']} level{'s' * (found['levels'] != 1)} in {found['windows']} windows"
+    took = f"{counted(found['levels'], 'level')} in {counted(found['windows'], 'window')}"
     if found["noise"] is None:
         return f" The search took {took}, and no repeats that would say how sure that is."
+    if not high and high is not None:
+        return f" That is so with {found['confidence']:.0%} confidence, by {took}."
     if high is None:
         lies = f"is {_short(low)} {unit} or more"
     elif low < high:
-        lies = f"lies between {_short(low)} and {_short(high)} {unit}"
+        lies = f"lies between {_short(low)} and" if low else "is at most"
+        lies += f" {_load(high, unit)}"
     else:
-        lies = f"is {_short(low)} {unit}"
+        lies = f"is {_load(low, unit)}"
     return f" The most {lies} with {found['confidence']:.0%} confidence, by {took}."
 
 
 def _short(load: float) -> str:
     return exactly(float(f"{load:.4g}"))
+
+
+def _load(load: float, unit: str) -> str:
+    return at_level(float(f"{load:.4g}"), unit)
 
 
 def largest(result: Result) -> str:
@@ -126,7 +136,7 @@ def largest(result: Result) -> str:
 def _most(result: Result) -> tuple[str, str]:
     """Return what a service takes, and what breaks its SLA; results of earlier versions do not tell."""
     unit, meaning, broken = result["level_unit"], result.get("level_max_is"), result.get("level_broken")
-    most = f"{exactly(result['level_max'])} {unit}"
+    most = at_level(result["level_max"], unit)
     if meaning == AT_LEAST:
         return f"at least {most} (the largest load tried)", ""
     if meaning == UNSEEN:
@@ -154,7 +164,7 @@ def _unseen(result: Result) -> str:
     level = next(level for level in result["levels"] if level["level"] == result["level_unseen"])
     limited = {limit.latency for limit in metrics.unseen_limits(level, sla_of(result))}
     names = metrics.and_(metrics.named(latency) for latency in LATENCIES if latency in limited)
-    return f"at {exactly(level['level'])} {result['level_unit']} the streams do not show {names}"
+    return f"at {at_level(level['level'], result['level_unit'])} the streams do not show {names}"
 
 
 def _whose(result: Result) -> str:

@@ -35,8 +35,10 @@ def show(result: dict[str, Any], folder: RunFolder, tracker: Tracker, *, brief: 
         report.print_table(result)
     say(report.conclusion(result), style="bold")
     if "search" in result and result["level_max_is"] == AT_LEAST:
-        most = max(level["level"] for level in result["levels"])
-        note(f"the search ended at the end of its range: a ladder up to {exactly(8 * most)} lets it go on")
+        tried = [level["level"] for level in result["levels"]]
+        key = {"users": "users", "x trace speed": "speedups"}.get(result["level_unit"], "rates_per_s")
+        wider = f"load.{key}=[{exactly(min(tried))},{exactly(8 * max(tried))}]"
+        note(f"the search came to the end of its range: {wider} lets it go on")
     for text in report.short_windows(result):
         say(f"WINDOW TOO SHORT at {text}", style="bold red")
     for kind, text in report.stream_problems(result):

@@ -95,4 +95,5 @@ def show(result: dict[str, Any]) -> None:
             f"(p99 {ttft['p99']:.2f} ms), ITL {itl['p50']:.3f} ms"
         )
     for level, why in result["client"]["bottleneck"].items():
-        say(f"THE CLIENT WAS THE BOTTLENECK at {level} {result['level_unit']}: {why}", style="bold red")
+        load = at_level(float(level), result["level_unit"])
+        say(f"THE CLIENT WAS THE BOTTLENECK at {load}: {why}", style="bold red")

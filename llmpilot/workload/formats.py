@@ -20,6 +20,8 @@ from llmpilot.workload.json_rows import as_text, json_objects, keys_of, value_at
 BLOCK_BYTES = 4 << 20
 BATCH_ROWS = 65_536
 HEAD_BYTES = 4096
+DELIMITERS = (",", ";", "\t", "|")
+"""What may part the columns of a CSV file; spreadsheets write semicolons where numbers have commas."""
 _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 Format = Literal["csv", "json", "parquet"]
 
@@ -34,14 +36,7 @@ def column_names(path: Path) -> list[str]:
             with pq.ParquetFile(path) as file:
                 return [name for field in file.schema_arrow for name in _names(field, "")]
         with _open_csv(path, pcsv.ConvertOptions()) as reader:
-            names = list(reader.schema.names)
-    if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
-        raise TraceError(
-            "the trace's columns are not separated by commas",
-            given=f"{path}: {names[0]!r}",
-            cure="write it with commas",
-        )
-    return names
+            return list(reader.schema.names)
 
 
 def batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -116,8 +111,16 @@ def _open(path: Path) -> pa.NativeFile:
 
 def _open_csv(path: Path, convert: pcsv.ConvertOptions) -> pcsv.CSVStreamingReader:
     read = pcsv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)  # without threads errors name the row
-    parse = pcsv.ParseOptions(newlines_in_values=True)
+    parse = pcsv.ParseOptions(newlines_in_values=True, delimiter=_delimiter(path))
     return pcsv.open_csv(_open(path), read_options=read, parse_options=parse, convert_options=convert)
+
+
+def _delimiter(path: Path) -> str:
+    """Return what parts the names in a CSV file's header: a comma, unless there is none but another mark."""
+    with _open(path) as stream:
+        head = stream.read(HEAD_BYTES).split(b"\n", 1)[0].decode("utf-8", "replace")
+    marks = [mark for mark in DELIMITERS if mark in head]
+    return marks[0] if marks else ","
 
 
 def _json_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -146,6 +146,19 @@ def test_every_group_and_order(
             ("-m", "engine=vllm,tgi", "engine.max_num_seqs=4", "+gpu=h100", "+model=starcoder"),
             ["engine.max_num_seqs is not a key of engine=tgi", "it is one of engine=vllm"],
         ),
+        (
+            ("-m", "~gpu.count", "+gpu=h100,h200"),
+            ["cannot be taken away while gpu is swept", "gpu.count=null"],
+        ),
+        (("+gpu=h100", "+model=starcoder", "~gpu.cuont"), ["did you mean 'gpu.count'?"]),
+        (
+            ("+gpu=h100", "+model=starcoder", "result_file=${x}.json"),
+            ["result_file refers to x, which is no key", "'result_file=\"\\${x}.json\"'"],
+        ),
+        (
+            ("+gpu=h100", "+model=starcoder", "deployment.url=http://h/v1"),
+            ["deployment.url is a key of deployment=external only", "add deployment=external"],
+        ),
         (("task=workload", "trace.pth=x"), ["did you mean 'trace.path'?", "there are trace.path,"]),
         (
             ("+gpu=h100,h200", "+model=starcoder"),

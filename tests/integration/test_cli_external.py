@@ -51,7 +51,7 @@ def test_the_server_is_looked_at_and_short_windows_are_said(run: Run) -> None:
     short, enough = result["levels"]
     assert short["window_problem"]
     assert enough["window_problem"] is None
-    assert "WINDOW TOO SHORT at 1 users: " in ran.out
+    assert "WINDOW TOO SHORT at 1 user: " in ran.out
     assert "WINDOW TOO SHORT at 32" not in ran.out
     assert short["server"]["running"]["max"] <= 1
     assert 1 < enough["server"]["running"]["mean"] <= 32

@@ -55,7 +55,7 @@ def test_ends_of_the_range_are_said(run: Run) -> None:
     ran = run(*CELL, *CLOSED, *SEARCH, "load.users=[1,4]", "load.search_repeats=1")
     assert ran.code == 0, ran.err
     assert "takes at least 4 users (the largest load tried)" in ran.out
-    assert "a ladder up to 32 lets it go on" in ran.err
+    assert "load.users=[1,32] lets it go on" in ran.err
     assert read("s.json")["search"]["interval"] == [4, None]
     ran = run(*CELL, *CLOSED, *SEARCH, "load.users=[100,200]")
     assert "it takes fewer than 100 users, the smallest load tried" in ran.out

@@ -52,7 +52,7 @@ def test_a_proxy_that_holds_streams_back_takes_no_users_and_is_named(run: Run) -
         assert level["goodput_per_s"] == 0
         assert level["e2e_ms"]["p50"] >= E2E_MS * 0.9, "what such a stream shows"
         assert metrics.meets_sla(level, Sla(nttft_ms=None, itl_ms=None, e2e_ms=100 * E2E_MS))
-    assert "at no measured level: at 1 users the streams do not show nTTFT and ITL" in ran.out
+    assert "at no measured level: at 1 user the streams do not show nTTFT and ITL" in ran.out
     assert "STREAM HELD BACK at 1, 2 users: 100% of the answers" in ran.out
     assert "sla.e2e_ms=<ms> sla.nttft_ms=null sla.itl_ms=null" in ran.out
     marked = [line.count("-*") for line in ran.out.splitlines() if line.startswith("│")]

@@ -7,6 +7,7 @@ import pytest
 from llmpilot import report
 from llmpilot.boundary import Boundary, of_ladder
 from llmpilot.config import LATENCIES, STATISTICS, Sla
+from llmpilot.console import out
 from llmpilot.report.words import largest
 
 SLA = Sla(nttft_ms=None, itl_ms=50.0)
@@ -50,7 +51,7 @@ def result(levels: list[dict[str, Any]], unit: str = "users") -> dict[str, Any]:
         ({4: 51, 8: 49}, "below", "it takes fewer than 4 users, the smallest load tried.", "< 4"),
         ({1: 51}, "below", "keeps {sla} at no measured level, not even for one user.", "< 1"),
         # What lies above the first level that breaks it counts for nothing.
-        ({1: 10, 2: 51, 4: 10}, "exact", "m takes exactly 1 users", "1 (2 breaks)"),
+        ({1: 10, 2: 51, 4: 10}, "exact", "m takes exactly 1 user", "1 (2 breaks)"),
     ],
 )
 def test_what_is_said_of_the_most_users(
@@ -93,6 +94,38 @@ def test_a_sweep_says_which_cells_may_take_more(capfd: pytest.CaptureFixture[str
     assert "2 (4 breaks)" in b
     assert " 1.500 " in b
     assert "< 2" in c
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_cells_of_a_sweep_are_told_apart_on_a_narrow_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(out, "_width", width)
+    made = result([level(2, 10), level(4, 60)]) | {"cost_per_hour": 3.0, "max_batch_weight": 30_000}
+    models = [f"+model=nemotron_3_nano_30b_a{n}b" for n in (3, 12)]
+    report.print_sweep([{"cell": f"{name} gpu.count=2", "status": "done", "result": made} for name in models])
+    shown = capfd.readouterr().out
+    assert all(name in shown for name in models)
+    assert shown.count("2 (4 breaks)") == 2
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+
+
+@pytest.mark.parametrize(
+    ("interval", "says"),
+    [
+        ([0, 0], ", not even for one user. That is so with 95% confidence, by 1 level in 2 windows."),
+        ([1, 1], "The most is 1 user with 95% confidence"),
+        ([0, 3], "The most is at most 3 users with 95% confidence"),
+        ([2, 3], "The most lies between 2 and 3 users with"),
+        ([64, None], "The most is 64 users or more with"),
+    ],
+)
+def test_what_a_search_says_of_its_interval(interval: list[int | None], says: str) -> None:
+    searched = {"interval": interval, "noise": 0.1, "confidence": 0.95, "levels": 1, "windows": 2}
+    levels = [level(1, 60)] if interval == [0, 0] else [level(1, 10), level(2, 60)]
+    conclusion = report.conclusion(result(levels) | {"search": searched, "cost_per_hour": None})
+    assert says in conclusion
 
 
 def test_a_level_whose_streams_do_not_show_what_is_limited_is_no_broken_one() -> None:

@@ -52,12 +52,12 @@ def test_short_windows_and_the_server_are_shown(tmp_path: Path, capfd: pytest.Ca
     made = result([3.0, 40.0])
     made["levels"][0]["window_problem"] = "<7> of them"
     made["levels"][1]["server"] = {"running": {"mean": 12.5, "max": 16.0}, "preemptions": 4_321}
-    assert report.short_windows(made) == ["1 users: <7> of them"]
+    assert report.short_windows(made) == ["1 user: <7> of them"]
     report.print_table(made)
     assert "1 !" in capfd.readouterr().out
     report.write(made, tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Window too short at 1 users: &lt;7&gt; of them" in page
+    assert "Window too short at 1 user: &lt;7&gt; of them" in page
     row = page.partition("server: requests running, mean")[2].partition("</tr>")[0]
     assert "<td>-</td><td>12.5</td>" in row
     assert "4,321" in page.partition("server: preemptions")[2].partition("</tr>")[0]
@@ -85,7 +85,7 @@ def test_what_streams_do_not_show_is_marked_and_said(
     (kind, text) = report.stream_problems(made)[0]
     assert kind == metrics.BURSTS
     assert text.startswith("2, 4 users: 90% of the gaps between tokens are below 0.1 ms")
-    assert "takes at least 1 users (at 2 users the streams do not show ITL) within" in report.conclusion(made)
+    assert "takes at least 1 user (at 2 users the streams do not show ITL) within" in report.conclusion(made)
     report.print_table(made)
     rows = capfd.readouterr().out.splitlines()
     assert [row.count("-*") for row in rows if "│" in row] == [0, marked, marked]
@@ -98,6 +98,17 @@ def test_what_streams_do_not_show_is_marked_and_said(
     assert "<td>3.00</td><td>-*</td><td>-*</td>" in page.partition("ITL [ms] p50")[2].partition("</tr>")[0]
     made |= {"level_max": 0, "level_unseen": 2}
     assert "at no measured level: at 2 users the streams do not show ITL" in report.conclusion(made)
+
+
+@pytest.mark.parametrize("unit", ["users", "requests/s", "x trace speed", "conversations/s"])
+def test_no_figure_is_cut_on_a_narrow_terminal(
+    unit: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(out, "_width", 80)
+    report.print_table(result([3.0, 40.0]) | {"level_unit": unit, "cost_per_hour": 2.5})
+    shown = capfd.readouterr().out
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -131,7 +142,7 @@ def test_thoughts_lengths_cached_prompts_and_turns_are_shown(
         level["client"] = {"tokens_counted_by": {"usage": 5, "chunks": 2}}
         level["fidelity"] = {"output_tokens_asked": 64.0, "output_tokens_received": received}
         level["fidelity"] |= {"ended_early_share": 0.5, "longer_share": 0.0, "problem": problem}
-    assert report.other_workload(made) == "1 users: <60> were"
+    assert report.other_workload(made) == "1 user: <60> were"
     report.print_table(made)
     said = capfd.readouterr().out
     assert "777" in said
@@ -145,7 +156,7 @@ def test_thoughts_lengths_cached_prompts_and_turns_are_shown(
     def cells(name: str) -> str:
         return page.partition(f"<th>{name}</th>")[2].partition("</tr>")[0]
 
-    assert "Another workload than configured at 1 users: &lt;60&gt; were." in page
+    assert "Another workload than configured at 1 user: &lt;60&gt; were." in page
     assert cells("time to the first answer token [ms] p50") == "<td>-</td><td>777.00</td>"
     assert cells("answers behind thoughts") == "<td>-</td><td>4</td>"
     assert cells("output tokens never shown") == "<td>-</td><td>25%</td>"

@@ -208,7 +208,15 @@ def test_missing_columns_list_what_there_is(tmp_path: Path) -> None:
     assert "did you mean 'ContextTokens'" in message
     assert "trace.columns.input_tokens=<column>" in message
     assert "two columns" in refused(write(tmp_path, "in,in,out\n1,2,3\n"))
-    assert "not separated by commas" in refused(write(tmp_path, "in;out\n1;2\n"))
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_other_marks_may_part_the_columns(tmp_path: Path, mark: str) -> None:
+    text = f"\ufeffin{mark}out\r\n1{mark}2\r\n3{mark}4\r\n"
+    requests, _ = read(write(tmp_path, text.encode()))
+    assert (requests.input_tokens.tolist(), requests.output_tokens.tolist()) == ([1, 3], [2, 4])
+    message = refused(write(tmp_path, f"in{mark}answer\n1{mark}2\n"))
+    assert "with columns in, answer" in message
 
 
 def test_files_that_are_no_trace(tmp_path: Path) -> None:
