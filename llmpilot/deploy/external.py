@@ -15,6 +15,8 @@ from llmpilot.deploy import credentials
 from llmpilot.deploy.endpoint import ClientSettings, HttpEndpoint
 from llmpilot.deploy.exchange import Caller
 from llmpilot.deploy.first_visit import FirstVisit, say_how
+from llmpilot.deploy.id_count import misread_ids
+from llmpilot.deploy.listing import Listing
 from llmpilot.deploy.metrics_page import discover
 from llmpilot.deploy.probe import Settled
 from llmpilot.deploy.service_url import checked, taken_apart
@@ -99,6 +101,16 @@ class ExternalDeployment(Facts):
         facts = listing.facts_of(served)
         owner = str(facts.get("owned_by", ""))
         settled = visit.settle(engine, api_paths, served, listing, owner)
+        if settled.way.engine.takes_token_ids and (misread := misread_ids(visit.post, settled, served)):
+            as_text = None
+            if engine.prompt == "auto":
+                as_text = _as_text(visit, engine, api_paths, served, listing)
+            note(
+                f"the server counts {misread}: "
+                + ("prompts are sent as text" if as_text else "what it makes of them is not known"),
+                style="yellow",
+            )
+            settled = as_text or settled
         say_how(settled, served, listing, engine)
         words = _count_words(visit, settled, served)
         way, caller = settled.way, visit.caller
@@ -162,6 +174,18 @@ class ExternalDeployment(Facts):
             return f"refuses the key in ${self.api_key_env}", cure
         other = "; a key in a header of its own: deployment.headers.api-key=env:MY_KEY"
         return f"wants an API key, and ${self.api_key_env} is not set", cure + other
+
+
+def _as_text(
+    visit: FirstVisit, engine: OpenAIEngine, api_paths: tuple[str, ...], model: str, listing: Listing
+) -> Settled | None:
+    """Return how the service is asked with prompts of text, where it counts their tokens; or None."""
+    owner = str(listing.facts_of(model).get("owned_by", ""))
+    try:
+        settled = visit.settle(engine.model_copy(update={"prompt": "text"}), api_paths, model, listing, owner)
+    except ServiceError:
+        return None
+    return settled if count_words(visit.post, settled, model).measured else None
 
 
 def _count_words(visit: FirstVisit, settled: Settled, model: str) -> WordCount:

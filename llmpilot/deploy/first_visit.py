@@ -10,13 +10,13 @@ from llmpilot.console import note
 from llmpilot.deploy import trouble
 from llmpilot.deploy.exchange import Answer, Caller, NoAnswerError, insists_on_http2
 from llmpilot.deploy.listing import Listing, read_listing
-from llmpilot.deploy.probe import NoWayError, Probe, Refused, Settled, Way
-from llmpilot.deploy.refusal import is_page
+from llmpilot.deploy.probe import GATEWAY, STATED, NoWayError, Probe, Refused, Settled, Way
 from llmpilot.deploy.served_text import shown
 from llmpilot.deploy.service_url import ServiceUrl
 from llmpilot.deploy.trouble import ServiceError
 from llmpilot.engine.openai import OpenAIEngine
 from llmpilot.openai_client.connecting import FAILURES
+from llmpilot.openai_client.pages import is_page
 
 ADVICE_TIMEOUT_S = 30.0
 """How long a list of models is waited for that need not be there."""
@@ -63,6 +63,10 @@ class FirstVisit:
             said = said or f"GET {path} answered {answer.status} {shown(answer.text)}".strip()
             if given is None and answer.status != 404:
                 self._raise_refusal(answer, path)
+                if answer.status in GATEWAY:
+                    raise ServiceError(
+                        f"{self.url} is not ready: {said}", cure=trouble.cure_of(answer.status)
+                    )
             if answer.status != 404 and not is_page(answer.text):
                 break
         return Listing({}, said), self.place.api_paths
@@ -221,7 +225,7 @@ class FirstVisit:
         if answer.status == 200:
             return ServiceError(f"{asked} {said}", cure=hint or _cure_of_answer(told))
         cure = trouble.cure_of(answer.status)
-        if answer.status in (400, 422):
+        if answer.status in (400, 422) and not is_page(answer.text):
             cure = "see what its message names"
             if engine.prompt == "token_ids" and told.way.engine.takes_token_ids:
                 cure = "if it refuses token ids as a prompt, send text: engine.prompt=text"
@@ -253,8 +257,11 @@ class _NotWholeError(ServiceError):
 
 def _cure_of_answer(told: Refused) -> str:
     """Return how to mend an answer of status 200 that is none."""
-    if told.answer.reading(2).failure == "out_of_memory":
+    failure = told.answer.reading(2).failure
+    if failure == "out_of_memory":
         return "see the server's log; it has not the memory for its own settings"
+    if failure in STATED:
+        return "see what its message names, and the server's log"
     return "see the server's log; another service may be at this URL"
 
 
@@ -265,10 +272,10 @@ def say_how(settled: Settled, model: str, listing: Listing, engine: OpenAIEngine
         note(f"deployment.model={shown(model)} is not among the models that are listed ({listing.shown})")
     if settled.refused and way.engine != engine.ways()[0]:
         first = settled.refused[0]
-        note(
-            f"requests go to {way.path} as text: {first.way.path} answered "
-            f"{first.answer.status} {shown(first.said)[:120]}"
-        )
+        answered = f"answered {first.answer.status} {shown(first.said)[:120]}".rstrip()
+        if not first.answer.status:
+            answered = "hung up without an answer"
+        note(f"requests go to {way.path} as text: {first.way.path} {answered}")
     if settled.not_taken:
         note(f"the server does not take {', '.join(settled.not_taken)}{_meaning(settled)}", style="yellow")
     if settled.whole:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from llmpilot.deploy.exchange import Answer
 from llmpilot.deploy.refusal import OPTIONAL, Refusal, read_refusal
-from llmpilot.engine.openai import Asked, Dialect, Fields, OpenAIEngine
+from llmpilot.engine.openai import STREAM_OPTIONS, Asked, Dialect, Fields, OpenAIEngine
 
 PROBE = Asked(4, 2, 1, True, 1.0, 0, 1.0)
 SAMPLED = PROBE._replace(greedy=False, temperature=0.7, top_k=40, top_p=0.9)
@@ -24,7 +24,7 @@ MOST_TRIES = 12
 GATEWAY = (502, 503, 504)
 STATED = ("error_in_stream", "error_in_answer", "out_of_memory")
 WRONG = {
-    **dict.fromkeys(STATED, "an error in its stream"),
+    **dict.fromkeys(STATED, "an error"),
     "bad_sse": "an event that cannot be read",
     "no_tokens": "no output",
     "truncated_stream": "a stream that breaks off",
@@ -63,7 +63,8 @@ class Refused(NamedTuple):
 class Settled:
     """How the service is asked; `refused` are the tries before, `not_taken` the fields that it did not take.
 
-    `whole`: it answered with one JSON object, not with a stream.
+    `whole`: it answered with one JSON object, not with a stream. `input_tokens` it counted in the probe's
+    prompt; None: it does not say.
     """
 
     way: Way
@@ -72,6 +73,7 @@ class Settled:
     whole: bool
     not_taken: tuple[str, ...] = ()
     refused: tuple[Refused, ...] = ()
+    input_tokens: int | None = None
 
 
 class NoWayError(Exception):
@@ -122,6 +124,7 @@ class Probe:
         """Try a way with ever fewer fields; return how it is settled, or else the last refusal."""
         refusal: Refusal | None = None
         steps = list(_steps(way.engine, self._owner))
+        fuller: list[tuple[Dialect, Fields]] = []
         while steps:
             dialect, fields = steps[0]
             fields = Fields(fields.left_out | self._left_out, self._length or fields.length)
@@ -135,7 +138,8 @@ class Probe:
             answer = self._ask(way.path, body, max(0.1, self._until_s - time.monotonic()))
             refused = _refused(way, answer, body)
             if refused is None:
-                return self._settled(way, dialect, fields, answer), None
+                settled = self._settled(way, dialect, fields, answer)
+                return (self._once_more(way, *fuller[0]) if fuller else None) or settled, None
             self._refused.append(refused)
             refusal = refused.refusal
             if refusal.about == "fields":
@@ -145,10 +149,16 @@ class Probe:
             elif refusal.about not in ("unknown", "length"):
                 break
             elif answer.status in GATEWAY and len(steps) > 1:
-                steps = steps[-1:]  # once more, with as little as possible
+                fuller, steps = [(dialect, fields)], steps[-1:]  # once more, with as little as possible
             else:
                 steps.pop(0)
         return None, refusal
+
+    def _once_more(self, way: Way, dialect: Dialect, fields: Fields) -> Settled | None:
+        """Ask again what a gateway did not pass on: it may have been busy, whatever the fields were."""
+        body = _body(way, self._model, dialect, fields, self._asked)
+        answer = self._ask(way.path, body, max(0.1, self._until_s - time.monotonic()))
+        return None if _refused(way, answer, body) else self._settled(way, dialect, fields, answer)
 
     def _leave_out(self, names: frozenset[str]) -> None:
         if "max_tokens" in names:
@@ -159,8 +169,15 @@ class Probe:
         richest = _steps(way.engine, self._owner)
         wanted = _names(json.loads(_body(way, self._model, *next(richest))))
         kept = _names(json.loads(_body(way, self._model, dialect, fields)))
-        not_taken = tuple(name for name in wanted if name not in kept and name in {*OPTIONAL, "stream"})
-        return Settled(way, dialect, fields, answer.whole, not_taken, tuple(self._refused))
+        missing = {name for name in wanted if name not in kept and name in {*OPTIONAL, "stream"}}
+        # A field's options, and those of streams, go with it.
+        if "stream_options" in missing:
+            missing -= {*STREAM_OPTIONS}
+        if "stream" in missing:
+            missing -= {"stream_options"}
+        not_taken = tuple(name for name in wanted if name in missing)
+        counted = answer.reading(PROBE.output_tokens).input_tokens or None
+        return Settled(way, dialect, fields, answer.whole, not_taken, tuple(self._refused), counted)
 
     def _with_sampling(self, settled: Settled) -> Settled:
         """Return the same without the fields of sampled requests that a choosy server does not take."""

@@ -6,6 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llmpilot.openai_client.pages import is_page
+
 About = Literal["fields", "prompt", "length", "api", "model", "context", "key", "loading", "tls", "unknown"]
 NO_SUCH_PATH = (404, 405, 501)
 
@@ -103,11 +105,6 @@ def read_refusal(
     if status >= 500 and _LOADING.search(message):
         return Refusal("loading")
     return Refusal("unknown")
-
-
-def is_page(text: str) -> bool:
-    """Whether a body is a page for people: HTML."""
-    return text.lstrip("\ufeff \t\r\n")[:15].lower().startswith(("<!doctype", "<html", "<head", "<body"))
 
 
 def _fields(message: str, places: frozenset[str], sent: Collection[str]) -> frozenset[str]:

@@ -3,6 +3,7 @@
 A server may send whatever it likes, such as sequences that command a terminal; they lose their effect here.
 """
 
+from llmpilot.openai_client.pages import readable
 from llmpilot.secrets import redact_foreign
 
 MOST_CHARACTERS = 300
@@ -11,10 +12,10 @@ MOST_READ = 20_000
 
 
 def shown(text: str) -> str:
-    """Return the beginning of `text` without control characters and secrets.
+    """Return the beginning of `text`, of a page that of its words, without control characters and secrets.
 
     Secrets go first: cut in two, one would no longer be known for what it is.
     """
-    hidden = redact_foreign(text[:MOST_READ])
+    hidden = redact_foreign(readable(text[:MOST_READ]))
     printable = "".join(c if c.isprintable() else " " for c in hidden)
     return redact_foreign(" ".join(printable.split()))[:MOST_CHARACTERS]

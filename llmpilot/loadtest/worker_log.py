@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmpilot.openai_client.flight import Flight
+from llmpilot.openai_client.pages import readable
 from llmpilot.openai_client.reading import Reading
 from llmpilot.secrets import redact
 
@@ -128,12 +129,13 @@ class Log:
             failures.append(answer.failure)
             response_ids.append(answer.response_id)
             if answer.message and answer.failure and answer.failure not in samples:
-                samples[answer.failure] = hide(answer.message)[:MESSAGE_LENGTH]
+                samples[answer.failure] = hide(readable(answer.message))[:MESSAGE_LENGTH]
             if answer.token_ns:
                 first[i], last[i] = answer.token_ns[0], answer.last_ns
                 counts[i] = len(answer.token_ns)
                 token_ns.extend(answer.token_ns)
-                methods[answer.method] += 1
+                if not answer.failure:  # what was cut off has lost the count that comes at the end
+                    methods[answer.method] += 1
             if answer.input_tokens is not None:
                 inputs[i] = answer.input_tokens
             if answer.cached_tokens is not None:

@@ -13,6 +13,8 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 TOLERATED_DIFFERENCE = 0.05
+TOLERATED_BESIDE = 2
+"""Tokens of a prompt that servers put before it, such as that of its beginning."""
 LAST_TURN = 10
 """From which on turns of conversations are one figure."""
 
@@ -58,12 +60,20 @@ def fidelity(records: Records, good: Bools) -> dict[str, Any]:
 
 def fidelity_problem(found: dict[str, Any]) -> str | None:
     """Return in what way another workload was measured than the one that was configured, or None."""
+    problems = []
     asked, received = found["output_tokens_asked"], found["output_tokens_received"]
-    if asked is None or abs(received - asked) <= TOLERATED_DIFFERENCE * asked:
-        return None
-    early, longer = found["ended_early_share"], found["longer_share"]
-    how = f"{early:.0%} of them ended early" if received < asked else f"{longer:.0%} of them were longer"
-    return f"answers had {received:,.1f} tokens on average where {asked:,.1f} were asked for; {how}"
+    if asked is not None and abs(received - asked) > TOLERATED_DIFFERENCE * asked:
+        early, longer = found["ended_early_share"], found["longer_share"]
+        how = f"{early:.0%} of them ended early" if received < asked else f"{longer:.0%} of them were longer"
+        problems.append(
+            f"answers had {received:,.1f} tokens on average where {asked:,.1f} were asked for; {how}"
+        )
+    sent, counted = found["input_tokens_asked"], found["input_tokens_counted"]
+    if counted is not None and abs(counted - sent) > TOLERATED_DIFFERENCE * sent + TOLERATED_BESIDE:
+        problems.append(
+            f"prompts had {counted:,.1f} tokens on average by the server's count where {sent:,.1f} were meant"
+        )
+    return "; ".join(problems) or None
 
 
 def thoughts(records: Records, good: Bools) -> dict[str, Any]:

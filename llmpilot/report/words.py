@@ -55,7 +55,10 @@ def other_workload(result: Result) -> str | None:
 
     def difference(level: dict[str, Any]) -> float:
         found = level["fidelity"]
-        return abs(float(found["output_tokens_received"]) / float(found["output_tokens_asked"]) - 1)
+        output = ("output_tokens_received", "output_tokens_asked")
+        prompt = ("input_tokens_counted", "input_tokens_asked")
+        pairs = [(found[got], found[asked]) for got, asked in (output, prompt) if found.get(got) is not None]
+        return max(abs(float(got) / float(asked) - 1) for got, asked in pairs)
 
     most = max(levels, key=difference)
     at_most = f" at {exactly(most['level'])}" if len(levels) > 1 else ""

@@ -70,6 +70,8 @@ def test_successes_are_whole_and_failures_have_no_gap_beyond_what_came(records: 
 
 def test_notes_say_what_columns_cannot(records: Records) -> None:
     assert records.notes["tokens_counted_by"].keys() == {"token_ids"}
+    # What was cut off is no answer, however many of its tokens came.
+    assert records.notes["tokens_counted_by"]["token_ids"] == (records.failure == "").sum()
     assert records.notes["chunks_merged_share"] > 0
     messages = records.notes["failure_messages"]
     assert "slow down" in messages["http_429"]

@@ -52,6 +52,11 @@ def test_prompts_are_compared_where_the_server_counts_them() -> None:
     records = records_of(GAPS, asked_input_tokens=asked, counted_input_tokens=counted)
     found = summarize(records, Sla())["fidelity"]
     assert (found["input_tokens_asked"], found["input_tokens_counted"]) == (20, 24)
+    assert (
+        found["problem"] == "prompts had 24.0 tokens on average by the server's count where 20.0 were meant"
+    )
+    begun = records_of(GAPS, asked_input_tokens=asked, counted_input_tokens=ints(11, 21, 32, -1))
+    assert summarize(begun, Sla())["fidelity"]["problem"] is None  # a token or two that begin each prompt
 
 
 def test_no_request_has_no_lengths() -> None:
