@@ -39,6 +39,7 @@ class LlamaCppEngine(StartedEngine):
 
     `slots` sets the number of slots by hand. `threads` null: one for each core (set it where cores are
     shared: its threads spin). `gpu_layers` null: all that fit, where its build has a GPU at all.
+    With `enable_prefix_caching` a slot keeps its last prompt and answer, for one that begins as they do.
     """
 
     name: ClassVar[str] = "llamacpp"
@@ -64,9 +65,15 @@ class LlamaCppEngine(StartedEngine):
     unified_kv: bool = False
     threads: PositiveInt | None = None
     gpu_layers: Annotated[int, Field(ge=0)] | None = None
+    enable_prefix_caching: bool = False
     memory_utilization: Share = 0.95
     reserve_gb_per_gpu: NonNegative = 0.5
     extra_args: tuple[str, ...] = ()
+
+    @property
+    def finds_prefixes(self) -> bool:
+        """Whether a slot finds in its last prompt what the next one begins with."""
+        return self.enable_prefix_caching
 
     @property
     def wire(self) -> OpenAIEngine:
@@ -149,7 +156,7 @@ class LlamaCppEngine(StartedEngine):
         environment: dict[str, str | None] = {
             "LLAMA_ARG_THREADS_HTTP": str(HTTP_THREADS),
             "LLAMA_ARG_KV_UNIFIED": str(int(self.unified_kv)),
-            "LLAMA_ARG_CACHE_PROMPT": "0",
+            "LLAMA_ARG_CACHE_PROMPT": str(int(self.enable_prefix_caching)),
             "LLAMA_ARG_CACHE_RAM": "0",
             "LLAMA_ARG_FIT": "off",
             "LLAMA_ARG_UI": "0",
@@ -174,7 +181,7 @@ class LlamaCppEngine(StartedEngine):
             "kv_unified": self.unified_kv,
             "n_threads_http": HTTP_THREADS,
             "endpoint_metrics": True,
-            "cache_prompt": False,
+            "cache_prompt": self.enable_prefix_caching,
             "cache_ram_mib": 0,
             "fit_params": False,
             "ui": False,

@@ -27,6 +27,9 @@ EXTRAS: dict[Dialect, dict[str, Any]] = {
 }
 """Fields beyond OpenAI's own that make lengths exact and tokens countable, by the server's dialect."""
 
+IDS_OF_ANSWERS: dict[Dialect, dict[str, Any]] = {"llamacpp": {"return_tokens": True, "verbose": True}}
+"""Fields besides with which a server tells the ids of what it answers, for the next turn."""
+
 
 STREAM_OPTIONS = ("include_usage", "continuous_usage_stats")
 
@@ -139,12 +142,15 @@ class OpenAIEngine(InferenceEngine):
     ) -> bytes:
         """Return the JSON body of a conversation's turn; `said` is its prompt, or all messages."""
         field = b',"messages":' if self.api == "chat" else b',"prompt":'
-        return self._begun(asked, 1, model, dialect, taken) + field + said + b"}"
+        ids = IDS_OF_ANSWERS.get(dialect, {}) if self.takes_token_ids else {}
+        return self._begun(asked, 1, model, dialect, taken, **ids) + field + said + b"}"
 
-    def _begun(self, asked: Asked, prompts: int, model: str, dialect: Dialect, taken: Fields) -> bytes:
+    def _begun(
+        self, asked: Asked, prompts: int, model: str, dialect: Dialect, taken: Fields, **besides: Any
+    ) -> bytes:
         """Return a body up to its prompts."""
         fields: dict[str, Any] = {"model": model, "stream": True, "max_tokens": asked.output_tokens}
-        fields |= EXTRAS[dialect]
+        fields |= EXTRAS[dialect] | besides
         if dialect == "vllm":
             fields["min_tokens"] = asked.output_tokens
         fields["temperature"] = 0 if asked.greedy else round(asked.temperature, 6)

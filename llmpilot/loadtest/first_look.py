@@ -27,6 +27,8 @@ def looks_good(flight: Flight) -> bool:
     if any(_USAGE.search(one) and not _CHOICE.search(one) for one in events or [end.replace(b"[{", b"")]):
         return True
     # It ends as few do: compressed, or with nothing that says so, but with as many events as tokens.
-    if len(pieces) > 1 and sum(piece.count(b'"choices"') for piece in pieces) >= flight.output_tokens:
+    if (len(pieces) > 1 or b"[DONE]" in end) and sum(
+        piece.count(b'"choices"') for piece in pieces
+    ) >= flight.output_tokens:
         return True
     return _CODED.search(b"".join(pieces[: flight.head_pieces + 1])) is not None

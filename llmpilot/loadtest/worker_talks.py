@@ -93,7 +93,7 @@ class TurnWriter:
 
     def listen(self, talk: Talk, pieces: list[bytes]) -> Iterator[None]:
         """Take the answer to the last turn that was written into the conversation, in slices."""
-        said = yield from reading(pieces)
+        said = yield from reading(pieces, ids_suffice=self._exact)
         self.heard += 1
         turn = talk.turn - 1
         answer, tokens = self.histories.answer(said, talk.number, turn, int(talk.said.output_tokens[turn]))
