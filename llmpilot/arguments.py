@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString
 from hydra.errors import HydraException
 
 from llmpilot import catalog
@@ -62,6 +62,13 @@ def refuse_unknown_options(arguments: Sequence[str]) -> None:
     for argument in arguments:
         group = _group(argument)
         known = catalog.options(group, with_hf=True) if group else []
+        pattern = _pattern(argument) if known else None
+        if pattern is not None and not pattern.filter(known):
+            raise ConfigError(
+                f"no {group} is called so",
+                given=argument,
+                cure=f"the options are {', '.join(catalog.options(group))}",
+            )
         for choice in _choices(argument) if known else ():
             if choice not in known and "/" not in choice:
                 alike = re.sub(r"[^a-z0-9]+", "_", choice.lower())
@@ -115,7 +122,7 @@ def key_of(argument: str) -> str:
 def unknown_key(key: str, arguments: Sequence[str]) -> ConfigError:
     """Return the error for a key that the composed configuration does not have."""
     group = key.partition(".")[0]
-    there = catalog.options(group)
+    there = catalog.options(group, with_hf=True)
     chosen = [name for name in _chosen(arguments, group) if name in there] or there
     keys = {name: catalog.option_keys(group, name) for name in chosen}
     having = [name for name in chosen if key in keys[name]]
@@ -207,6 +214,12 @@ def _choices(argument: str) -> list[str]:
     several = value.list if isinstance(value, ChoiceSweep) else [value]
     texts = [choice.text if isinstance(choice, QuotedString) else choice for choice in several]
     return [text for text in texts if isinstance(text, str)]
+
+
+def _pattern(argument: str) -> Glob | None:
+    override = _parsed(argument)
+    value = None if override is None else override.value()
+    return value if isinstance(value, Glob) else None
 
 
 def _parsed(argument: str) -> Override | None:

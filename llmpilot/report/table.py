@@ -26,6 +26,7 @@ from llmpilot.schema import exactly
 
 Column = tuple[str, bool, Callable[[dict[str, Any]], str]]
 """Its head, whether it stays on a narrow terminal, and what it shows of a level."""
+USERS = "users"
 DOLLARS = "$/1M tok"
 """Stays while there is another to go: the conclusion says what it comes to at the largest load."""
 SWEPT = (
@@ -181,14 +182,15 @@ def _sweep_table(cells: list[dict[str, Any]], most: int, *, by_line: bool) -> Ta
 def _figures(entry: dict[str, Any]) -> list[str]:
     result = entry.get("result") or {}
     most, cost = result.get("level_max"), result.get("cost_per_hour")
+    unit = result.get("level_unit", USERS)
     at_most = "<= " if result.get("level_max_is") == AT_LEAST else ""
     weight = result.get("max_batch_weight", result.get("best_max_batch_weight"))
     return [
         figure_of(weight, 0),
-        largest(result),
+        largest(result) if unit == USERS else f"{largest(result)} {unit}",
         figure_of(cost, 2),
         figure_of(result.get("cost_per_million_output_tokens"), 2),
-        f"{at_most}{cost / most:,.3f}" if cost and most else "-",
+        f"{at_most}{cost / most:,.3f}" if cost and most and unit == USERS else "-",
     ]
 
 
@@ -207,7 +209,7 @@ def _print_recommended(cells: list[dict[str, Any]]) -> None:
             entry["status"],
             what,
             "-" if best is None else f"{best['cost_per_hour']:,.2f}",
-            "-" if best is None else f"{best['p_sla']:.0%}",
+            "-" if best is None else ">99%" if best["p_sla"] >= 0.995 else f"{best['p_sla']:.0%}",
         )
     say()
     out.print(table)

@@ -159,6 +159,11 @@ def test_every_group_and_order(
             ("+gpu=h100", "+model=starcoder", "deployment.url=http://h/v1"),
             ["deployment.url is a key of deployment=external only", "add deployment=external"],
         ),
+        (("-m", "+gpu=glob(zz*)", "+model=starcoder"), ["no gpu is called so", "given: +gpu=glob(zz*)"]),
+        (
+            ("-m", "+model=hf,starcoder", "model.config=c.json", "+gpu=h100"),
+            ["model.config is not a key of model=starcoder", "it is one of model=hf"],
+        ),
         (("task=workload", "trace.pth=x"), ["did you mean 'trace.path'?", "there are trace.path,"]),
         (
             ("+gpu=h100,h200", "+model=starcoder"),

@@ -85,15 +85,18 @@ def test_a_sweep_says_which_cells_may_take_more(capfd: pytest.CaptureFixture[str
         {"cell": "b", "status": "done", "result": result([level(2, 10), level(4, 60)]) | price},
         {"cell": "c", "status": "done", "result": result([level(2, 60)]) | price},
         {"cell": "d", "status": "failed"},
+        {"cell": "e", "status": "done", "result": result([level(2.5, 10)], "requests/s") | price},
     ]
     report.print_sweep(cells)
     rows = capfd.readouterr().out.splitlines()
-    a, b, c = (next(row for row in rows if f" {name} " in row) for name in "abc")
+    a, b, c, e = (next(row for row in rows if f" {name} " in row) for name in "abce")
     assert ">= 8" in a
     assert "<= 0.375" in a
     assert "2 (4 breaks)" in b
     assert " 1.500 " in b
     assert "< 2" in c
+    assert ">= 2.5 requests/s" in e
+    assert "<=" not in e, "rates are no users, of which each costs so much"
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])
