@@ -146,4 +146,10 @@ def _take(payload: Any, said: Said, texts: list[str]) -> None:
         if type(text) is str:
             texts.append(text)
         elif type(text) is list:  # parts, thoughts among them
-            texts += (part["text"] for part in text if type(part) is dict and type(part.get("text")) is str)
+            texts += (part["text"] for part in text if _is_text(part))
+
+
+def _is_text(part: Any) -> bool:
+    return (
+        type(part) is dict and part.get("type") in ("text", "output_text") and type(part.get("text")) is str
+    )

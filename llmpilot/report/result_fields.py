@@ -122,6 +122,17 @@ class Workers(Part):
     lag_ms_p99: float
 
 
+class Histories(Part):
+    """What it took the client to read answers and to write the turns of conversations behind them."""
+
+    slice_ms_mean: float
+    """Of the slices in which it does so, while other answers come in."""
+    slice_ms_longest: float
+    busy_ms_per_turn: float
+    made_up_answers: int
+    """Answers of whose tokens the server told no ids, so that others stood for them in the turns behind."""
+
+
 class Client(Part):
     """What the load test's client says of a level, from its start to its end."""
 
@@ -143,6 +154,8 @@ class Client(Part):
     reconnects: int
     failure_messages: dict[str, str]
     """One message of each kind of failure."""
+    histories: Histories | None = None
+    """Of conversations alone."""
     client: Workers
 
 

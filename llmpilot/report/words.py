@@ -47,6 +47,12 @@ def stream_problems(result: Result) -> list[tuple[str, str]]:
     ]
 
 
+def made_up_answers(result: Result) -> int:
+    """Return how many answers stand in the prompts of later turns by ids that the server never made."""
+    levels = [(level.get("client") or {}).get("histories") or {} for level in result["levels"]]
+    return sum(level.get("made_up_answers", 0) for level in levels)
+
+
 def other_workload(result: Result) -> str | None:
     """Return at which levels answers were not as long as asked for, and what the largest difference is."""
     levels = [level for level in result["levels"] if level.get("fidelity", {}).get("problem")]

@@ -45,6 +45,11 @@ def show(result: dict[str, Any], folder: RunFolder, tracker: Tracker, *, brief: 
         say(f"{report.STREAMS[kind].upper()} at {text}", style="bold red")
     if (differs := report.other_workload(result)) is not None:
         say(f"ANOTHER WORKLOAD THAN CONFIGURED at {differs}", style="bold red")
+    if made_up := report.made_up_answers(result):
+        note(
+            f"the server told no token ids of {made_up:,} answers: others stand for them in later turns, so "
+            "its cache finds prompts again and no answers; engine=openai engine.api=chat sends their words"
+        )
     if "client" in result:
         client_check.show(result)
     if tracker.problem is None and not brief:

@@ -81,6 +81,7 @@ def run(*options: str) -> None:
         (["speed=0"], "speed"),
         (["host=''"], "host"),
         (["fixed.ttft_ms=5"], "fixed.itl_ms"),
+        (["prefix_cache_tokens=100"], "has its own cache"),
         (["fixed.ttft_ms=-5", "fixed.itl_ms=1"], "fixed.ttft_ms"),
         (["+faults.resets=1"], "faults.resets"),
         (["faults.reset_share=0.6", "faults.stall_share=0.6"], "faults.error_500_share"),

@@ -193,3 +193,8 @@ def test_a_sweep_of_recommendations_says_what_to_take(capfd: pytest.CaptureFixtu
     assert all(word in first for word in ("7 x (2 x H100), fp8", "48.16", "82%"))
     assert "nothing" in second
     assert "nothing" not in third
+
+
+def test_answers_without_ids_are_counted_over_all_levels() -> None:
+    told, none = {"client": {"histories": {"made_up_answers": 3}}}, {"client": {"histories": None}}
+    assert report.made_up_answers({"levels": [told, none, {}, told]}) == 6
