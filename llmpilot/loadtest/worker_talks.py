@@ -101,6 +101,7 @@ class TurnWriter:
             talk.parts.append(answer)
         if self._exact:
             talk.tokens += tokens
+        yield  # what comes next, writing, is a slice of its own
 
 
 class _Talks(Sender):

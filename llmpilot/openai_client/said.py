@@ -90,6 +90,7 @@ def _ids_alone(raw: bytes) -> Generator[None, None, Said | None]:
         found.append(match[1])
         if len(found) % SLICE_IDS == 0:
             yield
+    yield
     counted = _COUNT.findall(raw, max(0, len(raw) - _LAST_BYTES))
     ids = [int(one) for one in b",".join(found).split(b",")] if found else []
     return Said(ids, tokens=len(ids)) if counted and int(counted[-1]) == len(ids) > 0 else None

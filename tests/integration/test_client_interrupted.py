@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tracked import interrupted_when, processes_of
 
-from llmpilot.emulator import FixedTiming, Options, example_service, in_process
+from llmpilot.emulator import FixedTiming, Options, example_service, in_process, in_thread
 
 CELL = ("+gpu=a100", "+model=starcoder", "engine=openai", "deployment=external", "load.users=[2]")
 
@@ -24,3 +24,15 @@ def test_workers_at_their_imports_say_nothing() -> None:
     with in_process(example_service(), Options(fixed=FixedTiming(ttft_ms=5, itl_ms=1))) as emulator:
         _, err = interrupted_when(worker_importing, *CELL, f"deployment.url={emulator.url}")
     assert err.splitlines()[-1].startswith("interrupted")
+
+
+@pytest.mark.usefixtures("workdir")
+def test_conversations_under_way_end_with_their_level() -> None:
+    talks = ("workload=conversations", "workload.think_time_s=0.05", "load.warmup_s=1", "load.duration_s=60")
+    with in_thread(example_service(), Options(fixed=FixedTiming(ttft_ms=2, itl_ms=0.1))) as emulator:
+        _, err = interrupted_when(
+            lambda _: emulator.requests > 12, *CELL, *talks, f"deployment.url={emulator.url}"
+        )
+        running, _, _ = emulator._gauges()
+    assert "interrupted: 0 levels" in err
+    assert running <= 2, "nothing is sent any more"
