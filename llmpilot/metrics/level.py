@@ -86,6 +86,7 @@ def summarize(records: Records, sla: Sla, unit: str = "users") -> Level:
     kinds, counts = np.unique(records.failure[bad], return_counts=True)
     unfinished = int((bad & (records.failure == "unfinished")).sum())
     ended = (n_ok + n_bad - unfinished, fsum((e2e_us[good] / 1e6).tolist()) / max(n_ok, 1))
+    all_failed = not n_ok and ended[0] > 0  # which is judged by that, and not by a longer window either
     level = {
         "users": int(records.level) if unit == "users" else None,
         "level": records.level,
@@ -108,8 +109,8 @@ def summarize(records: Records, sla: Sla, unit: str = "users") -> Level:
             "warmup": int((records.sent_us < start_us).sum()),
             "drain": int((records.sent_us >= end_us).sum()),
         },
-        "window_problem": window_problem(window_s, *ended, sla),
-        "window_wanted_s": window_wanted_s(window_s, *ended, sla),
+        "window_problem": None if all_failed else window_problem(window_s, *ended, sla),
+        "window_wanted_s": None if all_failed else window_wanted_s(window_s, *ended, sla),
         **came,
         "stream_problem": streams.problem_of([came], sla),
         "fidelity": answers.fidelity(records, good),

@@ -5,10 +5,12 @@ What decided is named by `Counted.method`:
 - `token_ids`: the ids that each piece carries.
 - `usage`, `timings`: a count in the pieces that really runs, for those that carry output raise it.
 - `chunks_confirmed`: one token a piece, and the server's total says so too.
-- `total`: only the total is known, so it is spread over the pieces.
+- `total`: only the total is known, of the server or by its word that the length asked for was reached, so it
+  is spread over the pieces.
 - `visible`: one token a piece, for the total is more than the pieces can hold, and the silence before them
   was long enough for the rest: the model thought without showing it.
 - `chunks`: the server gave no counts that hold, so each piece is taken for one token.
+- `text`: so it did of an answer in one piece with far more text than one token has, which its length tells.
 - `capped`: as `chunks`, but with more pieces than tokens asked for; the latter are spread over them.
 """
 
@@ -111,7 +113,7 @@ class _Said:
         if tokens.final is not None:
             total = completion_of(tokens.final)
         elif tokens.usage is None:
-            return -1
+            return self._length_reached() if tokens.finish == "length" else -1
         elif self.sequences == 1:
             total = completion_of(tokens.usage)
         else:
@@ -122,6 +124,16 @@ class _Said:
             total = sum(last.values()) if len(last) in (1, self.sequences) else -1
         too_few = total < len(self.outputs) and self.text > MOST_TEXT * total + MOST_TEXT_BESIDE
         return -1 if total <= 0 or too_few else total
+
+    def _length_reached(self) -> int:
+        """Return the tokens of an answer that ended for its length alone; -1: its text speaks against it.
+
+        A server may have a limit of its own. Fewer pieces than tokens were asked for hold them all only where
+        each has far more text than a token, and all have enough of it.
+        """
+        asked, pieces = self.asked * self.sequences, len(self.outputs)
+        long_pieces = self.text > 2 * USUAL_TEXT * pieces
+        return asked if 0 < pieces < asked and long_pieces and self.text >= USUAL_TEXT * asked else -1
 
     def _hide(self, usage: dict[str, Any]) -> None:
         """Take the thoughts that were counted and not shown out of the total."""
@@ -252,6 +264,9 @@ class _Said:
         if total == pieces or not pieces:
             _put(counts, outputs, [1] * pieces)
             return "chunks_confirmed" if pieces else "", counts
+        if total < 0 and pieces == 1 and self.text > MOST_TEXT and self.asked > 1:
+            counts[outputs[0]] = min(self.asked, self.text // USUAL_TEXT)
+            return "text", counts
         method = "chunks"
         asked, wanted = self.asked, self.asked * self.sequences
         for sequence in range(self.sequences):

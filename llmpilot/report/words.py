@@ -67,8 +67,8 @@ def other_workload(result: Result) -> str | None:
         return max(abs(float(got) / float(asked) - 1) for got, asked in pairs)
 
     most = max(levels, key=difference)
-    at_most = f" at {exactly(most['level'])}" if len(levels) > 1 else ""
-    return f"{_at(levels, result)}:{at_most} {most['fidelity']['problem']}"
+    which = f" (so at {at_level(most['level'], result['level_unit'])})" if len(levels) > 1 else ""
+    return f"{_at(levels, result)}: {most['fidelity']['problem']}{which}"
 
 
 def _at(levels: list[dict[str, Any]], result: Result) -> str:
@@ -162,6 +162,9 @@ def _too_few(result: Result) -> str:
         return f": {_unseen(result)}"
     if broken is None:
         return ""
+    level: dict[str, Any] = next((one for one in result["levels"] if one["level"] == broken), {})
+    if level.get("failure_rate", 0.0) > result["sla"]["max_failure_rate"]:
+        return f": {share_of(level['failure_rate'])} of the requests failed at {at_level(broken, unit)}"
     if unit == "users" and broken <= 1:
         return ", not even for one user"
     few = "fewer" if unit == "users" else "less"

@@ -4,6 +4,7 @@ from typing import Any
 
 from llmpilot.console import note, say
 from llmpilot.deploy.endpoint import HttpEndpoint
+from llmpilot.deploy.refusal import read_refusal
 from llmpilot.deploy.served_text import shown
 from llmpilot.loadtest import Records
 from llmpilot.loadtest.client_error import bottleneck, client_error
@@ -14,8 +15,9 @@ TTFT_MS, ITL_MS = 50.0, 20.0  # where the level has no latencies to go by
 INEXACT = {
     "chunks": "the server gave no token counts: each chunk is taken for one token",
     "capped": "the server gave no token counts, and more chunks than tokens were asked for",
+    "text": "the server gave no token counts, and answers in one piece: tokens are told by their text",
     "visible": "the server counted far more tokens than it showed: the rest is taken for hidden thoughts",
-    "total": "the server counted tokens only at the end: how they are spread within an answer is not known",
+    "total": "how many tokens there were is known, and not how they are spread within an answer",
 }
 
 
@@ -40,6 +42,18 @@ def warn(level: Level) -> None:
     for kind, count in sorted(level["failures"].items(), key=lambda one: -one[1]):
         message = notes["failure_messages"].get(kind)
         note(f"    {count} x {kind}{f': {message}' if message else ''}", style="yellow")
+        if cure := _cure(kind, message or ""):
+            note(f"      to mend it: {cure}", style="yellow")
+
+
+def _cure(kind: str, message: str) -> str:
+    """Return how to mend what made requests fail that the service takes otherwise; "" where that is open."""
+    status = kind.removeprefix("http_")
+    if status == "429":
+        return "a limit of requests decides what is measured: raise it, in the server or for this key"
+    if status.isdecimal() and read_refusal(int(status), message, ()).about == "context":
+        return "choose a workload whose requests fit the context, or start the server with a longer one"
+    return ""
 
 
 def judge(endpoint: HttpEndpoint, levels: list[Level]) -> dict[str, Any]:

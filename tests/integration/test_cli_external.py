@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Run
+from picky_service import Answer, Asked, picky, refused
 from tracked import client_here, is_documented, read
 
 from llmpilot import tracking
@@ -104,3 +105,42 @@ def test_a_server_that_cannot_be_used_is_one_message(
     assert "Traceback" not in ran.err
     for word in words:
         assert word in ran.err
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "cure"),
+    [
+        (
+            400,
+            "This model's maximum context length is 8 tokens. However, you requested 40.",
+            "choose a workload",
+        ),
+        (
+            429,
+            "Rate limit reached: 2 requests / min",
+            "a limit of requests decides what is measured: raise it",
+        ),
+    ],
+)
+def test_a_load_that_is_refused_says_so_and_how_to_mend_it(
+    run: Run, status: int, message: str, cure: str
+) -> None:
+    def answers(asked: Asked) -> Answer:
+        return refused(message, status) if len(asked.body.get("prompt", [])) > 8 else None
+
+    quiet = (
+        "deployment.client.calibrate=false",
+        "load.warmup_s=0",
+        "load.duration_s=0.4",
+        "load.users=[1,2]",
+    )
+    with picky(answers) as server:
+        ran = run(
+            *("deployment=external", "engine=openai", f"deployment.url={server.url}", *quiet),
+            *("workload=fixed", "workload.input_tokens=32", "workload.output_tokens=8"),
+        )
+    assert ran.code == 0, ran.err
+    assert f"x http_{status}: " in ran.err
+    assert f"to mend it: {cure}" in ran.err
+    assert "at no measured level: 100% of the requests failed at 1 user." in ran.out
+    assert "WINDOW TOO SHORT" not in ran.out

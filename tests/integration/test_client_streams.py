@@ -180,6 +180,12 @@ CASES = {
         [int(k in {j * (2 * N - 1) // (N - 1) for j in range(N)}) for k in range(2 * N)],
         "capped",
     ),
+    "fewer pieces than tokens, no usage, and an end for length": Case(
+        stream([piece(content=" alpha beta gamma")] * (N // 2), FINISH + DONE), [2] * (N // 2), "total"
+    ),
+    "a long text in one piece, and no usage": Case(
+        stream([piece(content=" four" * N)], piece(finish="stop") + DONE), [N], "text"
+    ),
     "empty events": Case(
         stream(contents(), FINISH + DONE, between=b"data:\n\ndata: \n\n:\n\n"), ONE, "chunks"
     ),

@@ -267,3 +267,19 @@ def test_spread_is_even_and_spans_the_pieces() -> None:
             assert counts[0] >= 1
             assert tokens < 2 or counts[-1] >= 1
             assert max(counts) - min(counts) <= 1
+
+
+def test_an_end_for_length_alone_is_a_count_where_the_text_is_enough() -> None:
+    end = text("", finish_reason="length")
+    assert carries(settled(*[text(" alpha beta gamma")] * 4, end, asked=12), "total", [3, 3, 3, 3, 0])
+    assert carries(settled(*[text(" word")] * 4, end, asked=12), "chunks", [1, 1, 1, 1, 0])  # its own limit
+    stop = text("", finish_reason="stop")
+    assert carries(settled(*[text(" alpha beta gamma")] * 4, stop, asked=12), "chunks", [1, 1, 1, 1, 0])
+
+
+def test_a_long_text_in_one_piece_is_no_single_token() -> None:
+    stop = text("", finish_reason="stop")
+    assert carries(settled(text(" four" * 12), stop, asked=20), "text", [15, 0])
+    assert carries(settled(text(" four" * 12), stop, asked=8), "text", [8, 0])
+    assert carries(settled(text(" four" * 12), stop, asked=1), "chunks", [1, 0])
+    assert carries(settled(text(" word"), stop), "chunks", [1, 0])

@@ -1,5 +1,7 @@
 """Lengths, thoughts, hidden tokens, cached prompts and turns: records made by hand, figures known by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from test_metrics_streams import records_of
@@ -127,3 +129,12 @@ def test_turns_are_counted_from_one_and_the_tenth_gathers_the_later() -> None:
     assert [entry["turn"] for entry in summarize(records, Sla())["turns"]] == [1, 10]
     ten = summarize(records_of([[20_000]], turn=ints(9)), Sla())["turns"]
     assert ten[0]["and_later"] is False
+
+
+def test_no_longer_window_is_asked_for_where_every_request_failed() -> None:
+    records = records_of(GAPS)
+    assert summarize(records, Sla())["window_problem"]
+    refused = summarize(replace(records, failure=np.array(["http_400"] * 4)), Sla())
+    assert (refused["window_problem"], refused["window_wanted_s"]) == (None, None)
+    cut = summarize(replace(records, failure=np.array(["unfinished"] * 4)), Sla())
+    assert cut["window_problem"], "it may have been too short for the first to end"
