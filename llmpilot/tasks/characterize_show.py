@@ -35,10 +35,7 @@ def show(result: dict[str, Any], folder: RunFolder, tracker: Tracker, *, brief: 
         report.print_table(result)
     say(report.conclusion(result), style="bold")
     if "search" in result and result["level_max_is"] == AT_LEAST:
-        tried = [level["level"] for level in result["levels"]]
-        key = {"users": "users", "x trace speed": "speedups"}.get(result["level_unit"], "rates_per_s")
-        wider = f"load.{key}=[{exactly(min(tried))},{exactly(8 * max(tried))}]"
-        note(f"the search came to the end of its range: {wider} lets it go on")
+        note(f"the search came to the end of its range: {_wider(result)} lets it go on")
     for text in report.short_windows(result):
         say(f"WINDOW TOO SHORT at {text}", style="bold red")
     for kind, text in report.stream_problems(result):
@@ -54,6 +51,15 @@ def show(result: dict[str, Any], folder: RunFolder, tracker: Tracker, *, brief: 
         client_check.show(result)
     if tracker.problem is None and not brief:
         say(f"run {folder.state['run_id']}; look and compare: {_how_to_look(tracker.tracking)}")
+
+
+def _wider(result: dict[str, Any]) -> str:
+    """Return what to type for a wider range; how fast a trace can be replayed depends on its length."""
+    if result["level_unit"] == "x trace speed":
+        return "a larger last value of load.speedups"
+    tried = [level["level"] for level in result["levels"]]
+    key = "users" if result["level_unit"] == "users" else "rates_per_s"
+    return f"load.{key}=[{exactly(min(tried))},{exactly(8 * max(tried))}]"
 
 
 def _levels(cell: Cell) -> str:

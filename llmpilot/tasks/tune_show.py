@@ -10,6 +10,7 @@ from llmpilot.schema import at_level
 from llmpilot.secrets import redact
 from llmpilot.tasks.cell import Cell
 from llmpilot.tune import Bounds, Outcome, Tuner, TuningStudy
+from llmpilot.tune.settings import COST
 
 Result = dict[str, Any]
 
@@ -33,7 +34,12 @@ def in_words(outcome: Outcome, settings: Tuner) -> str:
         return f"infeasible, {outcome.reason}"
     if outcome.pruned or outcome.value is None:
         return outcome.reason or "feasible"
-    return f"{settings.objective} {outcome.value:,.2f}"
+    value = f"{settings.objective} {outcome.value:,.2f}"
+    if settings.objective != COST or not outcome.reports:
+        return value
+    users = outcome.reports[-1][0]  # a level that breaks the SLA has none
+    still = ", the largest load tried, which keeps the SLA" if outcome.levels[-1]["level"] == users else ""
+    return f"{value} at {at_level(users, 'users')}{still}"
 
 
 def show(result: Result, *, brief: bool) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from conftest import Run
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Transformer
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from tracked import read, runs
 
 from llmpilot.arguments import fixed_in_each_cell, refuse_unreadable
+from llmpilot.deployment_overrides import as_hydra_takes_it
 from llmpilot.errors import ConfigError
 
 QUICK = ("tuner=none", "load.users=[1]", "load.duration_s=2", "load.warmup_s=0")
@@ -246,6 +248,29 @@ def test_a_secret_is_not_shown_to_be_quoted(run: Run) -> None:
     assert ran.code == 2
     assert "deployment.api_key" in ran.err
     assert "plan(ted" not in ran.err
+
+
+URL = "deployment.url=http://h/v1"
+
+
+@pytest.mark.parametrize(
+    ("typed", "sweep", "values"),
+    [
+        (f"{URL}?a=1,2&b=3", False, ["http://h/v1?a=1,2&b=3"]),
+        ("deployment.headers.X-Team=blue,red", False, ["blue,red"]),
+        (f"{URL}?a=1,http://g/v1", True, ["http://h/v1?a=1", "http://g/v1"]),
+        ("deployment.headers.X-Team=blue,red", True, ["blue", "red"]),
+        (f"{URL},http://g/v1", False, ["http://h/v1", "http://g/v1"]),
+    ],
+)
+def test_a_comma_parts_urls_and_headers_in_a_sweep_only(typed: str, sweep: bool, values: list[str]) -> None:
+    *_, argument = as_hydra_takes_it([*(["-m"] if sweep else []), typed])
+    override = OverridesParser.create().parse_override(argument)
+    if len(values) > 1:
+        swept = override.sweep_iterator(transformer=Transformer.str)
+        assert [value.replace("\\", "").strip("'") for value in swept] == values
+        return
+    assert OmegaConf.create({"it": override.value()}).it == values[0]
 
 
 def test_nothing_waits_without_a_swept_group() -> None:

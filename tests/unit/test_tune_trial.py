@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from llmpilot.errors import DoesNotFitError
 from llmpilot.loadtest import open_traffic
 from llmpilot.simulator import VirtualService
 from llmpilot.sizing import plan_memory
+from llmpilot.tasks.tune_show import in_words
 from llmpilot.tune import Bounds, Outcome, Services, Tuner, measure
 from llmpilot.tune.corners import corner_cases
 from llmpilot.tune.plan import BEST, FEASIBLE, REPEAT, Seen, Step, boundary, next_step
@@ -113,6 +115,11 @@ def test_the_cost_is_that_at_the_last_level_within_the_sla() -> None:
     found = outcome(20_000, starter(), BEST, objective=COST)
     assert found.feasible
     assert found.value is not None
+    top = f" at {found.levels[-1]['level']:g} users, the largest load tried, which keeps the SLA"
+    kept = found.levels[-1]["level"] == found.reports[-1][0]
+    assert in_words(found, Tuner(objective=COST)).endswith(top) == kept
+    broken = replace(found, reports=found.reports[:1])
+    assert in_words(broken, Tuner(objective=COST)).endswith(" at 1 user")
     once = ONCE | {"sla": Sla(itl_ms=0.001), "question": BEST}
     cost = Tuner(objective=COST)
     impossible = measure(Services(starter()), TRAFFIC, cost, 20_000, **once)  # type: ignore[arg-type]
