@@ -63,6 +63,7 @@ midnight of the first day), kvcache-ai/Mooncake (FAST'25: milliseconds from the 
 alibaba-edu/qwen-bailian-usagetraces-anon, Mutinifni/splitwise-sim, microsoft/vidur."""
 TEXTS = ("conversations", "messages", "conversation")
 """Columns of conversations as texts: ShareGPT's, OpenAI's chats', LMSYS's and WildChat's."""
+SESSIONS = ("session_id", "conversation_id")
 TIMES = ("timestamp", "Timestamp", "TIMESTAMP", "time", "arrival_time", "arrived_at", "ts", "created_at")
 
 
@@ -97,8 +98,8 @@ def find_columns(
     columns = dict(named)
     for field in ("input_tokens", "output_tokens"):
         columns.setdefault(field, getattr(layout, field))
-    if layout.session in there:
-        columns.setdefault("session", str(layout.session))
+    if (session := next((name for name in (layout.session, *SESSIONS) if name in there), None)) is not None:
+        columns.setdefault("session", session)
     if timed and "timestamp" not in columns:
         candidates = [name for name in (layout.timestamp, *TIMES) if name in there]
         if candidates:

@@ -14,6 +14,7 @@ import pytest
 from llmpilot.errors import PilotError, TraceError
 from llmpilot.workload import Requests, Trace, TraceColumns, TraceReading, concatenate, open_trace
 from llmpilot.workload.clock import UnclearUnit, unit_of
+from llmpilot.workload.layouts import find_columns
 
 MOONCAKE = [
     {"timestamp": 0, "input_length": 6755, "output_length": 500, "hash_ids": [0, 1, 2]},
@@ -334,3 +335,9 @@ def test_keys_are_checked(tmp_path: Path) -> None:
         open_trace({}, timed=True, key="load.trace")
     with pytest.raises(TraceError, match="no column 'input_tokens'"):
         read(Trace(write(tmp_path, "a,b\n1,2\n"), TraceReading()))
+
+
+@pytest.mark.parametrize("name", ["session", "session_id", "conversation_id"])
+def test_whose_session_a_request_is_is_known_by_its_name(name: str) -> None:
+    there = ["input_tokens", "output_tokens", name]
+    assert find_columns(Path("t.csv"), there, TraceColumns(), timed=False).columns["session"] == name
