@@ -72,8 +72,9 @@ def in_numbers(result: Result) -> str:
 
 def _print_trials(result: Result) -> None:
     table = Table(header_style="bold")
-    for name in ("trial", "max batch weight", "feasible", "E2E p50 [ms]", "tokens/s", "failed", "question"):
-        table.add_column(name, justify="left" if name == "question" else "right", no_wrap=True)
+    for name in ("trial", "max batch\nweight", "feasible", "E2E p50\n[ms]", "tokens/s", "failed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("question")
     for row in sorted(result["trials"], key=lambda row: (row["max_batch_weight"], row["number"])):
         e2e, rate, failed = row["e2e_ms_p50"], row["throughput_tok_s"], row["failure_rate"]
         table.add_row(

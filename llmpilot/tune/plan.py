@@ -154,7 +154,8 @@ def next_step(seen: Sequence[Seen], settings: Tuner, bounds: Bounds, seed: int) 
     if idle >= settings.patience:
         ended = f"{idle} proposals in a row gained nothing beyond the noise"
     elif len(proposed) >= settings.trials:
-        ended = f"all {settings.trials} proposals are measured"
+        n = settings.trials
+        ended = f"all {n} proposals are measured" if n != 1 else "the one proposal is measured"
     else:
         ended = "every weight that is served differently is measured"
     return Stop(f"{found}; {ended}{f' ({noise:.2%})' if noise is not None else ''}")

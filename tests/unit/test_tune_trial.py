@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmpilot import catalog
+from llmpilot import catalog, console
 from llmpilot.config import Gpu, Load, Sla
 from llmpilot.deploy.external import ServiceError
 from llmpilot.engine.tgis import TgisEngine
@@ -14,7 +14,7 @@ from llmpilot.errors import DoesNotFitError
 from llmpilot.loadtest import open_traffic
 from llmpilot.simulator import VirtualService
 from llmpilot.sizing import plan_memory
-from llmpilot.tasks.tune_show import in_words
+from llmpilot.tasks.tune_show import in_words, show
 from llmpilot.tune import Bounds, Outcome, Services, Tuner, measure
 from llmpilot.tune.corners import corner_cases
 from llmpilot.tune.plan import BEST, FEASIBLE, REPEAT, Seen, Step, boundary, next_step
@@ -197,3 +197,16 @@ def test_a_live_weight_needs_one_deployment_until_something_fails() -> None:
     assert start.weights == [2000, 4000]
     alone = outcome(5000, starter())
     assert (found[-1].value, found[-1].levels) == (alone.value, alone.levels), "as if started with it"
+
+
+def test_the_table_of_trials_is_not_cut_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console.out, "_width", 80)
+    row = outcome(5000, starter()).figures | {"number": 3, "max_batch_weight": 2_392_576, "feasible": True}
+    trials = [row | {"question": FEASIBLE, "pruned": False}, row | {"question": REPEAT, "pruned": True}]
+    show({"trials": trials, "best_max_batch_weight": None, "stopped_because": "none"}, brief=False)
+    shown = capfd.readouterr().out
+    assert "2,392,576" in shown
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
