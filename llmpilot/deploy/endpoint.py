@@ -41,13 +41,14 @@ class ClientSettings(Facts):
 class HttpEndpoint:
     """A service that answers at `url` (no slash, no version of an API at its end).
 
-    Its API begins at `api_path` below that; `query` follows every path, without its question mark. `headers`
-    and `query` may hold keys. `fields` says which of the dialect's fields it takes, `not_taken` which of the
-    richest dialect it did not take when it was asked; `words` is how it counts prompts of words.
-    `vocabulary_size` bounds the token ids of random prompts; None takes ids that every LLM has.
-    `simulated`: our own emulator answers there, so nothing of it is a measurement of an engine.
-    `metrics` is where it shows its own, `gpus` those of this machine that it runs on; None: nothing known.
-    Worker processes get the endpoint without either. `ca_file`, `proxy` and `http2` are as in `Access`.
+    Its API begins at `api_path` below that (`posts_to_url`: requests go to `url` itself); `query` follows
+    every path, without its question mark. `headers` and `query` may hold keys. `fields` says which of the
+    dialect's fields it takes, `not_taken` which of the richest dialect it did not take when it was asked;
+    `words` is how it counts prompts of words. `vocabulary_size` bounds the token ids of random prompts;
+    None takes ids that every LLM has. `simulated`: our own emulator answers there, so nothing of it is a
+    measurement of an engine. `metrics` is where it shows its own, `gpus` those of this machine that it runs
+    on; None: nothing known. Worker processes get the endpoint without either. `ca_file`, `proxy` and
+    `http2` are as in `Access`.
     """
 
     url: str
@@ -67,6 +68,7 @@ class HttpEndpoint:
     proxy: str | None = field(default=None, repr=False)
     http2: bool = False
     api_path: str = "/v1"
+    posts_to_url: bool = False
     query: str = field(default="", repr=False)
     fields: Fields = field(default_factory=Fields)
     not_taken: tuple[str, ...] = ()
@@ -80,7 +82,11 @@ class HttpEndpoint:
     @property
     def path(self) -> str:
         """Where requests are posted to, below `url`."""
-        return self.at(self.api_path + self.engine.path)
+        return self.at(self._path)
+
+    @property
+    def _path(self) -> str:
+        return "" if self.posts_to_url else self.api_path + self.engine.path
 
     def at(self, path: str) -> str:
         """Return a path below `url` with the query that every request carries."""
@@ -91,7 +97,8 @@ class HttpEndpoint:
         """How requests are put to it, in words: the API, what prompts are, and what it did not take."""
         prompts = "token ids" if self.engine.takes_token_ids else "text"
         left_out = f"; does not take {', '.join(self.not_taken)}" if self.not_taken else ""
-        return f"{self.api_path}{self.engine.path}, prompts of {prompts}, dialect {self.dialect}{left_out}"
+        where = f"the URL itself, {self.engine.api}" if self.posts_to_url else self._path
+        return f"{where}, prompts of {prompts}, dialect {self.dialect}{left_out}"
 
     @property
     def hardware(self) -> str | None:

@@ -130,6 +130,7 @@ class ExternalDeployment(Facts):
             proxy=caller.access.proxy,
             http2=caller.access.http2,
             api_path=way.api_path,
+            posts_to_url=way.whole,
             query=caller.query,
             fields=settled.fields,
             not_taken=settled.not_taken,

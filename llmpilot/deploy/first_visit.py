@@ -103,6 +103,11 @@ class FirstVisit:
             ServiceError: it answers no request, with the most telling of its refusals.
         """
         ways = [Way(path, way) for path in api_paths for way in engine.ways(self.place.api)]
+        match self.place.may_be_whole:
+            case "first":
+                ways = [*_whole_ways(engine), *ways]
+            case "last":
+                ways += _whole_ways(engine)
         probe = Probe(self.post, ways, model, owner, self.caller.timeout_s)
         try:
             return probe.settle()
@@ -232,7 +237,7 @@ class FirstVisit:
         return ServiceError(f"{asked} {answer.status}: {said}", cure=f"{cure}; {hint}" if hint else cure)
 
     def _no_api(self, refused: list[Refused], engine: OpenAIEngine) -> ServiceError:
-        tried = dict.fromkeys((one.way.path, one.answer.status) for one in refused)
+        tried = dict.fromkeys((one.way.words, one.answer.status) for one in refused)
         paths = " nor ".join(
             f"{path} ({'a web page' if status == 200 else status})" for path, status in tried
         )
@@ -243,6 +248,11 @@ class FirstVisit:
         if engine.api != "auto":
             other = "chat" if engine.api == "completions" else "completions"
             cure = f"try the other API: engine.api={other}, or leave engine.api out; or {cure}"
+        if any(one.way.whole for one in refused):
+            answered = ", ".join(f"{path} answered {status}" for path, status in tried)
+            return ServiceError(
+                f"{self.url} takes no requests: {answered}", cure=f"correct deployment.url: {cure}"
+            )
         has = "has neither" if len(tried) > 1 else "has no"
         return ServiceError(f"{self.url} {has} {paths}{f': {said}' if said else ''}", cure=cure)
 
@@ -253,6 +263,12 @@ class _NotWholeError(ServiceError):
     def __init__(self, wrong: str, cure: str, so_far: Answer | None) -> None:
         super().__init__(wrong, cure=cure)
         self.so_far = so_far
+
+
+def _whole_ways(engine: OpenAIEngine) -> list[Way]:
+    """Return how requests go to a path that says nothing of its API: chat first, as most of these have it."""
+    ways = [Way("", way, whole=True) for way in engine.ways()]
+    return sorted(ways, key=lambda way: way.engine.api != "chat")
 
 
 def _cure_of_answer(told: Refused) -> str:
@@ -275,7 +291,7 @@ def say_how(settled: Settled, model: str, listing: Listing, engine: OpenAIEngine
         answered = f"answered {first.answer.status} {shown(first.said)[:120]}".rstrip()
         if not first.answer.status:
             answered = "hung up without an answer"
-        note(f"requests go to {way.path} as text: {first.way.path} {answered}")
+        note(f"requests go to {way.words} as text: {first.way.words} {answered}")
     if settled.not_taken:
         note(f"the server does not take {', '.join(settled.not_taken)}{_meaning(settled)}", style="yellow")
     if settled.whole:

@@ -38,15 +38,26 @@ Ask = Callable[[str, bytes, float], Answer]
 
 
 class Way(NamedTuple):
-    """One way to put a request: where to, and as what."""
+    """One way to put a request: where to, and as what. `whole`: the service's URL is all of the path."""
 
     api_path: str
     engine: OpenAIEngine
+    whole: bool = False
 
     @property
     def path(self) -> str:
         """Where it is posted to."""
-        return self.api_path + self.engine.path
+        return "" if self.whole else self.api_path + self.engine.path
+
+    @property
+    def words(self) -> str:
+        """The path, as it is said."""
+        return self.path or "the URL itself"
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The path and the API, which of several APIs at one path decides."""
+        return self.path, self.engine.api
 
 
 class Refused(NamedTuple):
@@ -117,7 +128,7 @@ class Probe:
             if refusal is None or refusal.about in ("tls", "loading", "context"):
                 break
             same_api = refusal.about in ("api", "model", "key")
-            ways = [other for other in ways[1:] if not (same_api and other.path == way.path)]
+            ways = [other for other in ways[1:] if not (same_api and other.place == way.place)]
         raise NoWayError(self._refused)
 
     def _try_way(self, way: Way) -> tuple[Settled | None, Refusal | None]:

@@ -14,6 +14,8 @@ ENDPOINTS: dict[str, Literal["completions", "chat"] | None] = {
     "/completions": "completions",
     "/models": None,
 }
+INVOCATIONS = "/invocations"
+"""What SageMaker, Databricks and MLflow call the one path of a model that is served."""
 HARMLESS = ("api-version",)
 """Parameters of a query that no secret hides in."""
 _AZURE = re.compile(r"/deployments/([^/]+)$")
@@ -25,12 +27,15 @@ class ServiceUrl:
 
     `root` has no user, no slash at its end and no version of the API: metrics are looked for below it.
     `api_paths` are what may follow it before `/completions`, the likeliest first. `api` is the one that was
-    pasted with the URL. `query` goes with every request; `user` is "name:password", or "".
+    pasted with the URL. `may_be_whole` says whether requests may go to `root` itself, as to a path that is
+    none of OpenAI's: tried before all others, or behind them, or not at all. `query` goes with every request;
+    `user` is "name:password", or "".
     """
 
     root: str
     api_paths: tuple[str, ...] = ("/v1", "")
     api: Literal["completions", "chat"] | None = None
+    may_be_whole: Literal["first", "last", "no"] = "no"
     query: str = field(default="", repr=False)
     user: str = field(default="", repr=False)
 
@@ -97,14 +102,18 @@ def taken_apart(url: str) -> ServiceUrl:
         path = path.removesuffix(ending)
         # Some APIs have a base of that name, below which there is /chat/completions (Azure AI).
         api_paths = ("", ending) if ending == "/models" else ("",)
+    may_be_whole: Literal["first", "last", "no"] = "no"
+    if ending is None and path:
+        may_be_whole = "first" if path.endswith(INVOCATIONS) else "last"
     above, _, last = path.rpartition("/")
     if VERSION.fullmatch(last):
-        path, api_paths = above, (f"/{last}",)
+        path, api_paths, may_be_whole = above, (f"/{last}",), "no"
     name, _, password = user.partition(":")
     return ServiceUrl(
         root=f"{parts.scheme}://{place}{path}",
         api_paths=api_paths,
         api=ENDPOINTS[ending] if ending else None,
+        may_be_whole=may_be_whole,
         query=parts.query,
         user=f"{unquote(name)}:{unquote(password)}" if user else "",
     )

@@ -64,6 +64,31 @@ def test_any_url_is_taken(base: str, pasted: str, path: str) -> None:
         assert {one.path for one in server.posts[-1:]} == {path}
 
 
+@pytest.mark.parametrize("path", ["/endpoints/e/invocations", "/predict"])
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_path_that_is_none_of_openai_s_is_posted_to_itself(path: str, chat: bool) -> None:
+    def answers(asked: Asked) -> Answer:
+        if asked.path != path or asked.method != "POST":
+            return 404, {"detail": "Not Found"}
+        if ("messages" in asked.body) != chat:
+            return 400, {"message": f"the body has no {'messages' if chat else 'prompt'}"}
+        return stream(asked.body)
+
+    with picky(answers) as server:
+        found = visited(server.url + path, model="m")
+    assert found.url + found.path == server.url + path
+    assert (found.engine.api == "chat") == chat
+    assert found.wire.startswith(f"the URL itself, {found.engine.api}")
+
+
+def test_a_path_that_takes_nothing_is_said_to() -> None:
+    with (
+        picky(lambda asked: (404, {"detail": "Not Found"})) as server,
+        pytest.raises(ServiceError, match=r"takes no requests: .*the URL itself answered 404"),
+    ):
+        visited(f"{server.url}/predict", model="m")
+
+
 @pytest.mark.parametrize("listed", [MODELS, None])
 def test_a_base_is_found_with_and_without_a_list(listed: Any) -> None:
     with picky(below("/openai", models=listed)) as server:
