@@ -36,6 +36,9 @@ _URL_QUERY = re.compile(
 # The URL of a service: what a gateway calls the key in its query, only its owner knows.
 _URL_NAME = re.compile(r"(^|\.)url$")
 _QUERY_VALUE = re.compile(r"(?<=[?&])((?!api-version=)[^=&\s'\"]+=)([^&\s'\"#]+)")
+# A proxy is known by its place in the configuration, without a scheme and a port, too: me:password@proxy.
+_PROXY_NAME = re.compile(r"(^|\.)proxy$")
+_PROXY_USER = re.compile(r"""((?:choice\()?['"]?(?:\w+://)?)(.*)@""", re.DOTALL)
 _IN_BRACES = re.compile(r":\s*('[^']*'|\"[^\"]*\"|[^,}]+)")
 _GAP = r"[\s\x00-\x20\x7f-\xa0\u200b-\u200f\u2028-\u202f\u2060-\u2069\ufeff]*"
 """Between two characters of a secret that somebody has broken over lines, or drawn apart."""
@@ -85,8 +88,7 @@ def redact_tree(value: Any, name: str = "") -> Any:
     if value and is_secret_name(name) and _may_be_secret(value, name):
         return HIDDEN
     if isinstance(value, str):
-        value = redact(value)
-        return _QUERY_VALUE.sub(rf"\g<1>{HIDDEN}", value) if _URL_NAME.search(name) else value
+        return _without_keys(redact(value), name)
     return value
 
 
@@ -96,6 +98,9 @@ def secret_values(value: Any, name: str = "") -> tuple[str, ...]:
         return tuple(found for key, item in value.items() for found in secret_values(item, _below(name, key)))
     if _URL_NAME.search(name):
         return tuple(found[2] for found in _QUERY_VALUE.finditer(str(value)))
+    if _PROXY_NAME.search(name):
+        user = found[2] if (found := _PROXY_USER.match(str(value))) else ""
+        return tuple(part for part in (user, user.partition(":")[2]) if part)
     if not (is_secret_name(name) and _may_be_secret(value, name)):
         return ()
     text = str(value)
@@ -109,12 +114,19 @@ def hide_argument(argument: str) -> str:
     """Return one argument of a command line as it may be shown: without the value of a secret."""
     key, given, value = argument.partition("=")
     name = key.lstrip("+~")
-    if _URL_NAME.search(name):
-        value = _QUERY_VALUE.sub(rf"\g<1>{HIDDEN}", value)
+    if _URL_NAME.search(name) or _PROXY_NAME.search(name):
+        value = _without_keys(value, name)
     else:
         for secret in sorted(secret_values({name: value}), key=len, reverse=True):  # however short it is
             value = value.replace(secret, HIDDEN)
     return redact(key + given + value)
+
+
+def _without_keys(value: str, name: str) -> str:
+    """Return a text of the configuration without what its place makes a secret in a URL."""
+    if _URL_NAME.search(name):
+        return _QUERY_VALUE.sub(rf"\g<1>{HIDDEN}", value)
+    return _PROXY_USER.sub(rf"\g<1>{HIDDEN}@", value) if _PROXY_NAME.search(name) else value
 
 
 def _below(name: str, key: Any) -> str:

@@ -148,9 +148,9 @@ class ExternalDeployment(Facts):
         headers = credentials.together(own, ours)
         proxy = proxy_for(place.root, self.proxy)
         if proxy is not None:
-            note(
-                f"requests go through the proxy {read_proxy(proxy).shown}: its time is part of every latency"
-            )
+            through = read_proxy(proxy)
+            remember(through.secrets)
+            note(f"requests go through the proxy {through.shown}: its time is part of every latency")
         caller = Caller(
             Access(place.root, self.verify_tls, self.ca_file, proxy, http2=self.http_version == "2"),
             headers,

@@ -3,7 +3,7 @@
 import ipaddress
 import os
 import re
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
@@ -31,6 +31,12 @@ class Proxy:
         """Its URL without user and password."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What of it must not be shown: user and password as they are sent, and the password."""
+        pair = self.authorization.partition(" ")[2]
+        return (pair, b64decode(pair).decode().partition(":")[2]) if pair else ()
 
 
 class ProxyError(ConnectionError):

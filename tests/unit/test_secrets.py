@@ -138,8 +138,22 @@ def test_headers_are_secrets_whatever_their_name_and_references_are_none() -> No
             "deployment.url='https://h?api-version=2&who=me'",
             "deployment.url='https://h?api-version=2&who=***'",
         ),
+        ("deployment.proxy=me:hunter2@proxy.corp", "deployment.proxy=***@proxy.corp"),
+        ("deployment.proxy=me:hu@t/r2@proxy:3128", "deployment.proxy=***@proxy:3128"),
+        ("deployment.proxy='http://me:hunter2@proxy'", "deployment.proxy='http://***@proxy'"),
+        ("deployment.proxy=http://proxy:3128", "deployment.proxy=http://proxy:3128"),
         ("load.users=[1]", "load.users=[1]"),
     ],
 )
 def test_arguments_are_shown_without_the_secrets_in_them(argument: str, hidden: str) -> None:
     assert hide_argument(argument) == hidden
+
+
+@pytest.mark.parametrize("proxy", ["me:hunter2@proxy.corp", "me:hu@t/r2@proxy:3128", "http://me:h@proxy"])
+def test_a_proxy_s_password_is_hidden_without_a_scheme_or_a_port_too(proxy: str) -> None:
+    (shown,) = redact_tree({"deployment": {"proxy": proxy}})["deployment"].values()
+    assert shown.removeprefix("http://") == f"***@{proxy.rpartition('@')[2]}"
+    user = proxy.removeprefix("http://").rpartition("@")[0]
+    assert secret_values({"deployment": {"proxy": proxy}}) == (user, user.partition(":")[2])
+    assert secret_values({"deployment": {"proxy": "auto"}}) == ()
+    assert redact_tree({"deployment": {"proxy": "auto"}}) == {"deployment": {"proxy": "auto"}}
