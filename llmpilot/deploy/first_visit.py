@@ -146,7 +146,9 @@ class FirstVisit:
         except NoAnswerError as error:
             first = not self._understood
             waited_s = self.caller.timeout_s if method == "POST" else timeout_s
-            wrong, cure = trouble.of_no_answer(error, self.url, f"{method} {path}", waited_s, first=first)
+            wrong, cure = trouble.of_no_answer(
+                error, self.url, f"{method} {path}".rstrip(), waited_s, first=first
+            )
             if error.kind in FAILURES:
                 raise ServiceError(wrong, cure=cure) from None
             reset = error.kind == "reset_before_response" and error.so_far is not None
@@ -242,9 +244,7 @@ class FirstVisit:
             f"{path} ({'a web page' if status == 200 else status})" for path, status in tried
         )
         said = next((shown(one.answer.text) for one in refused if one.answer.text.strip()), "")
-        cure = (
-            "paste the URL that requests are posted to, as in deployment.url=http://HOST/v1/chat/completions"
-        )
+        cure = trouble.PASTE
         if engine.api != "auto":
             other = "chat" if engine.api == "completions" else "completions"
             cure = f"try the other API: engine.api={other}, or leave engine.api out; or {cure}"

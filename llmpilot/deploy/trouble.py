@@ -19,6 +19,7 @@ TRUST = (
     "SSL_CERT_FILE=FILE in the environment; deployment.verify_tls=false trusts whoever answers"
 )
 WRONG_HOST = "correct the host in deployment.url; deployment.verify_tls=false trusts whoever answers"
+PASTE = "paste the URL that requests are posted to, as in deployment.url=http://HOST/v1/chat/completions"
 PROXY = "correct deployment.proxy or the variable that names it, or go straight there: deployment.proxy=none"
 
 
@@ -69,12 +70,18 @@ def of_no_answer(error: NoAnswerError, url: str, what: str, timeout_s: float, *,
 def of_redirect(answer: Answer, url: str, path: str, keep: str = "") -> Trouble | None:
     """Return the trouble of a service that sends elsewhere; None where the answer does not.
 
-    `keep` is what deployment.url must have behind the place that is named instead, such as `/v3`.
+    `path` "": the request went to `url` itself. `keep` is what deployment.url must have behind the place that
+    is named instead, such as `/v3`.
     """
     location = answer.headers.get("location", "")
     if not 300 <= answer.status < 400 or not location:
         return None
     goal = shown(location.partition("?")[0])
+    if not path:
+        # A slash behind it is what servers add to the name of a folder, which is no API.
+        elsewhere = goal.startswith(("http://", "https://")) and goal.rstrip("/") != url
+        cure = f"deployment.url={goal}, if that is the service; or {PASTE}" if elsewhere else PASTE
+        return f"{url} answered a request with {answer.status}: go to {goal}", cure
     there, found, behind = goal.rpartition(path)
     if found and not behind.strip("/") and there.startswith(("http://", "https://")):
         cure = f"deployment.url={there}{keep}, if that is the service"
@@ -90,9 +97,10 @@ def of_limit(answer: Answer, url: str, path: str) -> Trouble | None:
     if answer.status != 429:
         return None
     after = answer.headers.get("retry-after", "")
+    where = path or "the URL itself"
     wait = f"; it asks to wait for {shown(after)[:40]} s" if after.isdecimal() else ""
     return (
-        f"{url} takes no more requests now ({path}: 429{wait}): {shown(answer.text) or '(no reason given)'}",
+        f"{url} takes no more requests now ({where}: 429{wait}): {shown(answer.text) or '(no reason given)'}",
         "try again later; a limit of requests would decide what is measured: raise it, in the server or "
         "for this key",
     )

@@ -89,6 +89,25 @@ def test_a_path_that_takes_nothing_is_said_to() -> None:
         visited(f"{server.url}/predict", model="m")
 
 
+@pytest.mark.parametrize(
+    ("there", "cure"),
+    [
+        ("/openai/", "paste the URL that requests are posted to"),
+        ("https://login.example.com/", "deployment.url=https://login.example.com/, if that is the service"),
+    ],
+)
+def test_a_path_that_sends_elsewhere_is_said_with_what_to_type(there: str, cure: str) -> None:
+    """As web servers do that have a folder of that name, or a login page before it."""
+
+    def answers(asked: Asked) -> Answer:
+        return (301, b"", {"Location": there}) if asked.path == "/openai" else (404, {"detail": "Not Found"})
+
+    said = f"answered a request with 301: go to {there}"
+    with picky(answers) as server, pytest.raises(ServiceError, match=said) as moved:
+        visited(f"{server.url}/openai", model="m")
+    assert moved.value.cure.startswith(cure)
+
+
 @pytest.mark.parametrize("listed", [MODELS, None])
 def test_a_base_is_found_with_and_without_a_list(listed: Any) -> None:
     with picky(below("/openai", models=listed)) as server:
