@@ -18,7 +18,7 @@ from llmpilot.dataset.conversion import model_id
 from llmpilot.dataset.doubts import with_doubts
 from llmpilot.dataset.facts import keyed, known_models
 from llmpilot.dataset.imports import CURES, Imported, Told, found_files, imported
-from llmpilot.dataset.measurements import CLOSED, OPEN
+from llmpilot.dataset.measurements import CLOSED, FIGURES, OPEN
 from llmpilot.errors import ConfigError
 from llmpilot.files import require_writable
 
@@ -158,7 +158,10 @@ def _engine(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _extended(output: Path, new: Measurements) -> tuple[Measurements, int]:
-    """Return the table with the new rows, and how many of its rows they replace: those of the same files."""
+    """Return the table with the new rows, and how many of its rows they replace: those of the same files.
+
+    A file that was appended to is another one by its content: its earlier lines are known by their figures.
+    """
     if not output.is_file() or not output.stat().st_size:
         return with_doubts(new), 0
     try:
@@ -170,7 +173,15 @@ def _extended(output: Path, new: Measurements) -> tuple[Measurements, int]:
             cure="output=<another path>.csv, or move the file away",
         ) from None
     same = there.table["source_row"].isin(new.table["source_row"]) & there.table["source_row"].notna()
+    again = set(_measured(new))
+    same |= pd.Series([one in again for one in _measured(there)], index=same.index, dtype=bool)
     return with_doubts(joined(there.select(~same), new)), int(same.sum())
+
+
+def _measured(measurements: Measurements) -> list[tuple[str, ...]]:
+    """Return of each row in which file it was, as that was named, and all of its figures."""
+    table = measurements.table[["source_path", *FIGURES]]
+    return [tuple(map(str, row)) for row in table.itertuples(index=False)]
 
 
 def _counted(measurements: Measurements, column: str) -> dict[str, int]:

@@ -40,6 +40,20 @@ def test_rows_are_written_once_and_can_be_predicted(run: Run, workdir: Path) -> 
     assert described(table, {}).skipped == [None] * 5  # all can be simulated, which task=validate does
 
 
+@pytest.mark.parametrize("output", ["table.csv", "table.parquet"])
+def test_a_file_that_has_grown_replaces_its_rows(output: str, run: Run, workdir: Path) -> None:
+    """As sglang's bench appends a line a run."""
+    lines = SGLANG.read_text().splitlines(keepends=True)
+    for count, replaced in ((1, 0), (2, 1)):
+        (workdir / "bench.jsonl").write_text("".join(lines[:count]))
+        options = (importing("bench.jsonl"), *SERVED, f"output={output}", "result_file=r.json")
+        ran = run("task=import", *options)
+        assert ran.code == 0, ran.err
+        result = json.loads((workdir / "r.json").read_text())
+        assert (result["rows_in_table"], result["replaced"]) == (count, replaced)
+    assert read_measurements(workdir / output).table["in_doubt"].isna().all()
+
+
 def test_the_table_may_be_parquet_and_files_may_say_no_load(run: Run, workdir: Path) -> None:
     csv = FIXTURES / "aiperf" / "profile_export_aiperf.csv"
     options = (

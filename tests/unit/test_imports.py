@@ -115,6 +115,56 @@ def test_a_result_that_was_cut_off_is_said_to_be_damaged(name: str, tmp_path: Pa
         found_files([written(tmp_path, text[: int(len(text) * 0.9)], Path(name).name)])
 
 
+DEEP = "[" * 100_000
+DAMAGED = {
+    "deep.json": (DEEP, "damaged"),
+    "deep_line.jsonl": ('{"a": 1}\n' + DEEP, "line 2 of 2"),
+    "digits.json": ("1" * 5_000, "damaged"),
+    "deep.yaml": ("[" * 3_000, "damaged"),
+    "tag.yaml": ("a: !!int x", "damaged"),
+    "metadata.json": ('{"benchmarks": [], "metadata": 5}', "format is not known"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_odd_content_is_one_message(name: str, tmp_path: Path) -> None:
+    content, said = DAMAGED[name]
+    with pytest.raises(ImportFailedError, match=said):
+        found_files([written(tmp_path, content, name)])
+
+
+@pytest.mark.parametrize("started", [1.7e12, 1.7e18, 1e20])
+def test_a_time_beyond_our_years_is_not_what_guidellm_writes(started: float, tmp_path: Path) -> None:
+    report = json.loads((FIXTURES / "guidellm/concurrent.json").read_text())
+    report["benchmarks"][0]["start_time"] = started
+    with pytest.raises(ImportFailedError, match="not as GuideLLM writes"):
+        row_of(tmp_path, report)
+
+
+def test_lines_end_with_line_feeds_alone(tmp_path: Path) -> None:
+    line = (FIXTURES / "sglang/bench.jsonl").read_text().splitlines()[0]
+    said = json.dumps(json.loads(line) | {"tag": "a\u2028b\x85c"}, ensure_ascii=False)
+    path = tmp_path / "bench.jsonl"
+    path.write_text(f"{said}\n{line}\n", encoding="utf-8", newline="\r\n")
+    assert len(ResultFile(path).documents) == 2
+
+
+def test_what_of_a_folder_is_no_result_after_all_stops_nothing(tmp_path: Path) -> None:
+    """As inference-perf writes the server's own metrics beside its stages."""
+    stage = FIXTURES / "inference_perf/closed/stage_0_lifecycle_metrics.json"
+    (tmp_path / stage.name).write_text(stage.read_text())
+    metrics = {"load_summary": {}, "failures": {}, "successes": {"count": 3, "request_latency": {"mean": 1}}}
+    path = written(tmp_path, metrics, "summary_prometheus_metrics.json")
+    found = imported(found_files([str(tmp_path)]), Told(SERVED))
+    assert len(found.measurements) == 1
+    assert any("the server's own metrics" in remark for remark in found.remarks)
+    with pytest.raises(ImportFailedError, match="the server's own metrics"):
+        imported(found_files([str(tmp_path), path]), Told(SERVED))
+    (tmp_path / stage.name).unlink()
+    with pytest.raises(ImportFailedError, match="the server's own metrics"):
+        imported(found_files([str(tmp_path)]), Told(SERVED))
+
+
 def test_a_folder_gives_each_measurement_once() -> None:
     found = read("")
     table = found.measurements.table

@@ -13,9 +13,13 @@ CURE = "import.paths=[FILE, FOLDER or 'results/*.json']"
 
 @dataclass
 class Found:
-    """Files to import, each with its importer, and what is said of the others."""
+    """Files to import, each with its importer, and what is said of the others.
+
+    `named` are those that the user named; the others are of folders and patterns.
+    """
 
     files: list[tuple[ResultFile, Importer]] = field(default_factory=list)
+    named: set[Path] = field(default_factory=set)
     remarks: list[str] = field(default_factory=list)
 
 
@@ -50,6 +54,8 @@ def found_files(paths: Sequence[str], format_: str | None = None) -> Found:
         else:
             seen[file.identity] = path
             found.files.append((file, importer))
+            if named:
+                found.named.add(path)
     _leave_out_superseded(found)
     if strangers:
         found.remarks.append(f"{len(strangers)} files are no results: {_shown(strangers)}")

@@ -40,7 +40,7 @@ def _recognises(file: ResultFile) -> bool:
     benchmarks = file.first.get("benchmarks")
     if not isinstance(benchmarks, list):
         return False
-    if "guidellm_version" in (file.first.get("metadata") or {}):
+    if at(file.first, "metadata", "guidellm_version") is not None:
         return True
     kinds = [at(one, "type_") for one in benchmarks]
     return "generative_benchmark" in kinds or any(_is_of_0_1(one) for one in benchmarks)

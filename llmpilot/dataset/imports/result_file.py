@@ -28,6 +28,8 @@ QUANTILES = {"p50": 50, "p90": 90, "p95": 95, "p99": 99}
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".yaml", ".yml", ".csv", ".txt")
 """Of files that may be results; in a folder no others are looked at."""
 SHORT_HASH = 12
+BAD_VALUES = (ValueError, AttributeError, RecursionError)
+"""What PyYAML lets pass of values that are not what their tags say, and of too deep a nesting."""
 
 
 class ImportFailedError(PilotError):
@@ -93,6 +95,8 @@ class ResultFile:
             return [json.loads(self.text)]
         except json.JSONDecodeError as error:
             return self._lines(error)
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested too deeply
+            raise self.damaged("no JSON that can be read", str(error)) from None
 
     @property
     def first(self) -> Mapping[str, Any]:
@@ -103,17 +107,18 @@ class ResultFile:
     def _yaml(self) -> list[Any]:
         try:
             return [one for one in yaml.load_all(self.text, Loader=_Loader) if one is not None]
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, *BAD_VALUES) as error:
             raise self.damaged("no valid YAML", str(error).replace("\n", " ")) from None
 
     def _lines(self, whole: json.JSONDecodeError) -> list[Any]:
         """Return a document for each line that is not empty."""
-        lines = [(at, line) for at, line in enumerate(self.text.splitlines(), 1) if line.strip()]
+        # By line feeds alone: texts may hold other marks that Python takes for ends of lines.
+        lines = [(at, line) for at, line in enumerate(self.text.split("\n"), 1) if line.strip()]
         found = []
         for at, line in lines:
             try:
                 found.append(json.loads(line))
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 # Of a file whose first line is no document, the whole is what is damaged.
                 if not found or not isinstance(found[0], dict):
                     raise self.damaged("no valid JSON", str(whole)) from None

@@ -1,5 +1,6 @@
 """Imported rows of the table of measurements: what files say, what the user adds, what is lacking or odd."""
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +45,8 @@ PERCENTILES = ("p50", "p90", "p95", "p99")
 SAME_DIGITS = 6
 """Figures that agree so far, in any unit, are of one measurement."""
 
+STUMBLES = (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError, OSError, csv.Error)
+"""What reading another content than an importer's raises; a time far beyond our years is an OSError."""
 PIECES = 1.25
 """A mean gap between pieces that is so many times the time per token: pieces of several tokens."""
 LEAST_BUSY, MOST_BUSY = 0.2, 1.5
@@ -86,17 +89,27 @@ def imported(found: Found, told: Told) -> Imported:
     """Return the rows of the files found, completed by what the user says.
 
     A row without a request that succeeded is left out with a remark, and so is one whose figures another file
-    has, too (a tool's own result beside a report that was made of it).
+    has, too (a tool's own result beside a report that was made of it), and a file of a folder that its
+    importer does not read, such as a server's own metrics beside the results.
 
     Raises:
-        ImportFailedError: no request succeeded at all, or nothing says which LLM or GPU type it was.
+        ImportFailedError: a file that was named cannot be read, no request succeeded at all, or nothing says
+            which LLM or GPU type it was.
         MeasurementsError: a value is impossible.
     """
     rows: list[Row] = []
     places: dict[tuple[str, ...], tuple[int, str]] = {}
     remarks = list(found.remarks)
+    unread: ImportFailedError | None = None
     for file, importer in found.files:
-        read = _read(file, importer)
+        try:
+            read = _read(file, importer)
+        except ImportFailedError as error:
+            if file.path in found.named:
+                raise
+            unread = error
+            remarks.append(f"left out: {file.path}: {error.wrong}")
+            continue
         for number, row in enumerate(read):
             place = f"{file.path}" + (f", row {number}" if len(read) > 1 else "")
             if row.get(SUCCEEDED) == 0 or not any(row.get(name) for name in FIGURES):
@@ -114,6 +127,8 @@ def imported(found: Found, told: Told) -> Imported:
                 places[figures], rows[at] = (at, place), full
                 place, other = other, place
             remarks.append(f"left out: {place}: the same measurement as {other}, which says no less of it")
+    if not rows and unread is not None:
+        raise unread
     if not rows:
         raise ImportFailedError(
             "no request succeeded in any file: there is nothing to import",
@@ -130,7 +145,7 @@ def _read(file: ResultFile, importer: Importer) -> list[Row]:
     """Return an importer's rows; what it stumbles over says that the file is none of its format."""
     try:
         return importer.read(file)
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError) as error:
+    except STUMBLES as error:
         raise ImportFailedError(
             f"this file is not as {importer.label} writes {importer.what}",
             given=f"{file.path}: {type(error).__name__}: {error}",
