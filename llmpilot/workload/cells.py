@@ -186,7 +186,12 @@ def ids(array: pa.Array) -> NDArray[np.object_]:
         array = array.dictionary_decode()
     if pa.types.is_floating(array.type):  # ids beside empty cells, as pandas writes them
         array = pc.cast(array, pa.int64(), safe=False)
-    texts = pc.fill_null(pc.utf8_trim_whitespace(pc.cast(array, pa.string())), "")
+    try:
+        texts = pc.cast(array, pa.string())
+    except pa.ArrowException:  # UUIDs as bytes, or whatever else tells one from another
+        values = (None if value is None else str(value) for value in array.to_pylist())
+        texts = pa.array(values, pa.string())
+    texts = pc.fill_null(pc.utf8_trim_whitespace(texts), "")
     return np.array(texts.to_pylist(), dtype=object)
 
 

@@ -77,6 +77,11 @@ class Found:
     """Columns that nobody has said: they were known by their names."""
     texts: str | None = None
 
+    @property
+    def unit(self) -> Unit | None:
+        """The unit of the timestamps, where they are the layout's own and its publishers say it."""
+        return self.layout.unit if self.columns.get("timestamp") == self.layout.timestamp else None
+
 
 def find_columns(
     path: Path, there: list[str], given: TraceColumns, *, timed: bool, key: str = "trace"

@@ -110,7 +110,7 @@ class Trace:
         self._disordered = False
         found = self._find()
         said = self._reading.timestamp_unit
-        self._clock = Clock(None if said == "auto" else said, found.layout.unit)
+        self._clock = Clock(None if said == "auto" else said, found.unit)
         if self._timed and (found.texts or "timestamp" not in found.columns):
             raise self._no_times(found)
         parts = self._texts(found) if found.texts else self._table(found)

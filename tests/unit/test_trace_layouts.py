@@ -341,3 +341,34 @@ def test_keys_are_checked(tmp_path: Path) -> None:
 def test_whose_session_a_request_is_is_known_by_its_name(name: str) -> None:
     there = ["input_tokens", "output_tokens", name]
     assert find_columns(Path("t.csv"), there, TraceColumns(), timed=False).columns["session"] == name
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_layout_s_unit_is_that_of_its_own_column(tmp_path: Path, named: bool) -> None:
+    """Mooncake's names and milliseconds, beside a column of seconds that is read in their place."""
+    rows = [{"arrival_time": i, "input_length": 9, "output_length": 5} for i in range(3)]
+    rows = [row | {"timestamp": 1000 * row["arrival_time"]} if named else row for row in rows]
+    given = {"columns": {"timestamp": "arrival_time"}} if named else {}
+    trace = timed(write(tmp_path, lines(rows), "a.jsonl"), **given)
+    assert read(trace)[1] == [0, 1, 2]
+    assert trace.unit == "seconds"
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array([b"\xff" * 16, b"\xfe" * 16, b"\xff" * 16, None], pa.binary(16)),
+        pa.array([[1], [2], [1], None]),
+        pa.array([1.0, 2.0, 1.0, None]),
+    ],
+    ids=lambda one: str(one.type),
+)
+def test_sessions_of_whatever_type_are_told_apart(tmp_path: Path, ids: pa.Array) -> None:
+    lengths = pa.array([9, 9, 9, 9])
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"input_tokens": lengths, "output_tokens": lengths, "session_id": ids}), path)
+    (chunk,) = Trace(path, TraceReading()).chunks()
+    assert chunk.sessions is not None
+    assert chunk.turns is not None
+    assert (chunk.sessions[0] == chunk.sessions[2], chunk.sessions[3]) == (True, "")
+    assert chunk.turns.tolist() == [0, 0, 1, 0]
