@@ -46,6 +46,8 @@ def refuse_unreadable(arguments: Sequence[str]) -> None:
             raise _unreadable(key, value, sweep=sweep)
         if override.is_sweep_override() and not sweep:
             as_text = "" if _group(argument) else f"; as one text: {_line(key, _quoted(value))}"
+            if as_text and _parsed(f"{key}=[{value}]"):
+                as_text = f"; as one list: {_line(key, f'[{value}]')}{as_text}"
             raise ConfigError(
                 f"{key} has several values, and this is no sweep",
                 given=_shown(key, value),

@@ -172,6 +172,7 @@ def test_every_group_and_order(
             ["+gpu has several values", "python -m llmpilot -m +gpu=h100,h200"],
         ),
         (("gpu.count",), ["gpu.count is not key=value", "gpu.count=..."]),
+        (("load.users=1,2",), ["this is no sweep", "-m load.users=1,2", "as one list: 'load.users=[1,2]'"]),
         (("load.users=[1,2",), ["load.users has a value that cannot be read", "a list is [1,2]"]),
     ],
 )
