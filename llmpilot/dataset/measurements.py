@@ -31,8 +31,7 @@ CLOSED = "closed concurrency"
 OPEN = "request rate"
 BATCH = "offline batch"
 AT_ONCE = "all requests at once"
-LOAD_KINDS = (CLOSED, OPEN, BATCH, AT_ONCE)
-"""Those that are understood; a row with another one is kept, and nothing can be done with it."""
+"""The kinds of load that are understood; a row with another one is kept, and nothing can be done with it."""
 LENGTH_KINDS = ("fixed", "uniform", "mean", "dataset", "workload")
 
 PRECISIONS = ("bf16", "fp8", "nvfp4", "mxfp4", "int4")

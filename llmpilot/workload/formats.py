@@ -61,9 +61,16 @@ def batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 def objects(path: Path, column: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSON or Parquet file as objects; of Parquet, `column` and the ids beside it."""
     with _clear_errors(path):
-        if format_of(path) == "json":
+        kind = format_of(path)
+        if kind == "json":
             yield from json_objects(_open(path), path)
             return
+        if kind == "csv":
+            raise TraceError(
+                "conversations as texts are read of JSON and Parquet, and this is a CSV file",
+                given=f"column {column!r} of {path}",
+                cure="export it as JSON lines; or name its lengths: trace.columns.input_tokens=<column>",
+            )
         with pq.ParquetFile(path) as file:
             ids = [name for name in file.schema_arrow.names if name.endswith("id")]
             for batch in file.iter_batches(batch_size=1000, columns=[column, *ids]):

@@ -153,8 +153,8 @@ class Trace:
         remarks = []
         if found.texts:
             remarks.append(
-                f"{name}: {self._chats.conversations:,} conversations; each answer is a request, and all "
-                "that was said before it is its input; tokens are estimated: "
+                f"{name}: {counted(self._chats.conversations, 'conversation')}; each answer is a request, "
+                "and all that was said before it is its input; tokens are estimated: "
                 f"one for {CHARACTERS_PER_TOKEN:g} characters"
             )
             if self._chats.unanswered:

@@ -177,6 +177,12 @@ def test_conversations_as_sharegpt_has_them(tmp_path: Path, form: str) -> None:
     assert f"task=workload trace.path={path}" in message
 
 
+def test_conversations_in_a_csv_file_are_said_to_be_none(tmp_path: Path) -> None:
+    text = refused(Trace(write(tmp_path, 'messages,id\n"[{""role"": ""user""}]",1\n'), TraceReading()))
+    assert "this is a CSV file" in text
+    assert "export it as JSON lines" in text
+
+
 def test_chat_messages_in_parts(tmp_path: Path) -> None:
     trace = open_trace({"path": write(tmp_path, lines(CHATS))})
     requests, _ = read(trace)
