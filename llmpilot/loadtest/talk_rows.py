@@ -31,7 +31,9 @@ def requests_of(source: ConversationSource, row: Ints, prompt_tokens: Ints) -> t
     """
     conversations, turns = conversation_of(row), turn_of(row)
     wanted, outputs = np.empty(len(row), np.int64), np.empty(len(row), np.int64)
-    for number in np.unique(conversations).tolist():
-        talk, own = source.conversation(number), conversations == number
+    order = np.argsort(conversations, kind="stable")
+    numbers, begins = np.unique(conversations[order], return_index=True)
+    for number, own in zip(numbers.tolist(), np.split(order, begins[1:]), strict=False):
+        talk = source.conversation(number)
         wanted[own], outputs[own] = talk.input_tokens()[turns[own]], talk.output_tokens[turns[own]]
     return from_lengths(np.where(prompt_tokens >= 0, prompt_tokens, wanted), outputs), wanted

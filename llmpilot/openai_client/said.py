@@ -83,7 +83,8 @@ def reading(pieces: Sequence[bytes], ids_suffice: bool = False) -> Generator[Non
 def _ids_alone(raw: bytes) -> Generator[None, None, Said | None]:
     """Read the ids as they stand in the stream, a tenth of the work; None: they are not all there.
 
-    Where a chunk ends within an event some are missed: the server's own count says so.
+    Where a chunk ends within an event some are missed, which the server's own count says, or the size of the
+    next chunk stands among them.
     """
     found: list[bytes] = []
     for match in _IDS.finditer(raw):
@@ -92,7 +93,10 @@ def _ids_alone(raw: bytes) -> Generator[None, None, Said | None]:
             yield
     yield
     counted = _COUNT.findall(raw, max(0, len(raw) - _LAST_BYTES))
-    ids = [int(one) for one in b",".join(found).split(b",")] if found else []
+    try:
+        ids = [int(one) for one in b",".join(found).split(b",")] if found else []
+    except ValueError:
+        return None
     return Said(ids, tokens=len(ids)) if counted and int(counted[-1]) == len(ids) > 0 else None
 
 

@@ -12,7 +12,7 @@ from workers_here import in_threads
 from llmpilot.config import Load
 from llmpilot.deploy.endpoint import ClientSettings, HttpEndpoint
 from llmpilot.engine.openai import OpenAIEngine
-from llmpilot.loadtest import Records, Traffic, client, run_level
+from llmpilot.loadtest import Records, Traffic, client, run_level, worker_talks
 from llmpilot.workload.conversations import Chat, DrawnConversations
 
 TURNS, ADDED, OUTPUT, SYSTEM = 3, 7, 5, 40
@@ -185,3 +185,17 @@ def test_another_level_has_another_system_prompt() -> None:
         before = len(told)
         level(url, IDS, CLOSED | {"duration_s": 0.05})
     assert told[0].asked["prompt"][:SYSTEM] != told[before].asked["prompt"][:SYSTEM]
+
+
+def test_an_answer_that_cannot_be_read_costs_no_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: Any, **__: Any) -> Any:
+        yield
+        raise KeyError("what nobody has thought of")
+
+    monkeypatch.setattr(worker_talks, "reading", unreadable)
+    with talking() as (url, _):
+        records = level(url, IDS)
+    assert set(records.failure.tolist()) <= {"", "unfinished"}
+    assert records.turn is not None
+    assert records.turn.max() == TURNS - 1
+    assert records.notes["histories"]["made_up_answers"] > 0

@@ -97,3 +97,14 @@ def test_garbage_says_nothing(raw: bytes) -> None:
 def test_halves_of_characters_are_not_repeated() -> None:
     body = b'data: {"choices": [{"text": "a\\ud83d"}]}\n\n'
     assert heard(HEAD + b"\r\n" + body)[0].text == "a?"
+
+
+def test_ids_are_the_same_wherever_a_chunk_ends() -> None:
+    ids = [1234, 56, 78901]
+    events = event({"choices": [{"text": "a", "token_ids": ids}]})
+    body = events + event({"choices": [], "usage": {"completion_tokens": len(ids)}})
+    head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    for cut in range(1, len(body)):  # within the ids, too: the size of the next chunk looks like one
+        two = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:cut], body[cut:]))
+        said, _ = heard(head + two + b"0\r\n\r\n", ids_suffice=True)
+        assert said.ids == ids
