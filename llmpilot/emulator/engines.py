@@ -154,7 +154,7 @@ class BatchingEngine:
             if ticket.place is not Place.GONE:
                 ticket.place = Place.DECODING
                 self._live.append(ticket.stream)
-            ticket.stream.found(ticket.hits)
+            ticket.stream.found(ticket.hits // ticket.copies)
             ticket.stream.emit(due_ns)
         self._fail([ticket for ticket in _tickets(lost) if ticket.place is not Place.GONE])
         if done:
@@ -303,10 +303,8 @@ class FixedEngine:
             self._alarm.set(due[0][0])
 
     def _keep(self, stream: Stream) -> None:
-        words = self._words.get(stream)
+        words = self._words.get(stream) if stream.ticket else self._words.pop(stream, None)
         if self._kept is None or words is None or not stream.made:
             return
         # As in engines, the last token of an answer is sent, and nothing was computed from it.
         self._kept.keep(words, stream.input_tokens + stream.made - 1)
-        if not stream.ticket:
-            del self._words[stream]

@@ -1,14 +1,17 @@
 """The emulator's engine: clients that leave, and the same times as the simulator in virtual time."""
 
 import asyncio
+import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmpilot.emulator import EmulatedService, Options, example_service, serve
+from llmpilot.emulator import EmulatedService, FixedTiming, Options, example_service, serve
+from llmpilot.emulator.engines import FixedEngine
 from llmpilot.simulator import (
     Batch,
     BatchingRule,
@@ -154,3 +157,48 @@ def test_tokens_are_due_when_the_simulator_has_them(engine: str) -> None:
         gaps = simulated.gap_us[simulated.gap_offsets[index] : simulated.gap_offsets[index + 1]]
         expected_us = simulated.first_token_us[index] + np.concatenate([[0], np.cumsum(gaps)])
         np.testing.assert_allclose(due_us, expected_us, atol=5.0)
+
+
+async def answered(url: str, body: dict[str, Any]) -> Any:
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    content = json.dumps({"model": "starcoder", "max_tokens": 2, "temperature": 1} | body)
+    head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+    writer.write((head % len(content) + content).encode())
+    try:
+        answer = await reader.read()
+    finally:
+        writer.close()
+    return json.loads(answer.partition(b"\r\n\r\n")[2])
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_share_of_prompts_that_is_told_to_be_cached_is_cached(copies: int) -> None:
+    told = stepped(VllmRule(max_num_seqs=8, max_num_batched_tokens=256, prefix_hit_share=0.5))
+
+    async def drive() -> Any:
+        async with serve(told, Options(speed=50)) as emulator:
+            return await answered(emulator.url, {"prompt": [300] * 40, "n": copies})
+
+    usage = asyncio.run(drive())["usage"]
+    assert usage["prompt_tokens"] == 40
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 20}
+
+
+def test_of_clients_that_leave_before_the_first_token_nothing_is_kept() -> None:
+    slow = Options(fixed=FixedTiming(ttft_ms=60_000, itl_ms=1), prefix_cache_tokens=1000)
+
+    async def drive() -> tuple[list[int], int]:
+        async with serve(example_service(), slow) as emulator:
+            engine = emulator._engine
+            assert isinstance(engine, FixedEngine)
+            asking = asyncio.create_task(answered(emulator.url, {"prompt": [300] * 40}))
+            known = []
+            for asked in (True, False):
+                while bool(engine.gauges()[0]) != asked:
+                    await asyncio.sleep(0.005)
+                known.append(len(engine._words))
+                asking.cancel()
+            return known, engine.gauges()[0]
+
+    assert asyncio.run(asyncio.wait_for(drive(), 10)) == ([1, 0], 0)

@@ -19,8 +19,9 @@ tokens (SGLang) finds up to 15 more."""
 class PagedRule(Facts):
     """Settings that decide who is in a step, under vLLM's names whatever the engine calls them.
 
-    `prefix_hit_share` of every prompt is in the cache already: it is not computed, but needs blocks. With
-    `prefix_caching`, prompts whose content is known are found as far as others left them in the cache.
+    `prefix_hit_share` of every prompt is in the cache already: it is not computed, but needs blocks. Where
+    none is, and with `prefix_caching`, prompts whose content is known are found as far as others left them
+    in the cache.
     `overlapped`: a step is composed while the one before it runs, so who arrived, or whose place became free,
     during that one waits for the step after it.
     """
@@ -81,11 +82,11 @@ class PagedScheduler:
         tokens = sequence.input_tokens + sequence.output_tokens
         if tokens > self._paged.longest_request_tokens(self.capacity, sequence.copies):
             return False
-        if sequence.content is not None and self._paged.prefix_caching:
-            self._know(sequence)
-        elif self._paged.prefix_hit_share:
+        if self._paged.prefix_hit_share:
             hits = round(self._paged.prefix_hit_share * sequence.input_tokens)
             sequence.cached = min(hits, sequence.input_tokens - 1)
+        elif sequence.content is not None and self._paged.prefix_caching:
+            self._know(sequence)
         if self._busy and self._paged.overlapped:
             self._door.append(sequence)
         else:
