@@ -97,6 +97,9 @@ class Connection(asyncio.Protocol):
         """Send a request; the clock is read right before its first byte leaves."""
         assert self.transport is not None
         self.flight, flight.connection = flight, self
+        if not self.usable:
+            self._end_soon(flight)
+            return
         self._framing = _HEAD
         data = flight.wire
         flight.sent_ns = clock_ns()
@@ -158,6 +161,11 @@ class Connection(asyncio.Protocol):
         self.usable, self.flight = False, None
         if self.transport is not None:
             self.transport.abort()
+
+    def _end_soon(self, flight: Flight) -> None:
+        """Let a request fail for which the connection is gone already, in the moment since it was made."""
+        flight.sent_ns = clock_ns()
+        asyncio.get_running_loop().call_soon(self.connection_lost, None)
 
     def _end(self, kind: str) -> None:
         flight = self.flight

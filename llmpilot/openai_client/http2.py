@@ -89,6 +89,9 @@ class Http2Connection(Connection):
     def send(self, flight: Flight) -> None:
         """Send a request; the clock is read right before its first byte leaves."""
         self.flight, flight.connection = flight, self
+        if not self.usable:
+            self._end_soon(flight)
+            return
         fields, body = as_fields(flight.wire, self._scheme)
         block = self._encoder.encode(fields)
         self._stream += 2
@@ -188,7 +191,9 @@ class Http2Connection(Connection):
         elif kind == GOAWAY:
             self.usable = False
             (last,) = struct.unpack(">I", payload[:4])
-            if self.flight is not None and last & LARGEST_WINDOW < self._stream:
+            if self.flight is None:
+                self.close()  # nobody will use it again: some servers wait for us to hang up
+            elif last & LARGEST_WINDOW < self._stream:
                 self._reset(begun=False)
         elif kind == PUSH_PROMISE:
             raise ValueError("an answer to nothing that was asked")

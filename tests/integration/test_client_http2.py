@@ -1,10 +1,12 @@
 """Servers that insist on HTTP/2: found out, and measured with the same times and names of failures."""
 
+import asyncio
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,10 @@ from llmpilot.deploy.endpoint import ClientSettings, HttpEndpoint
 from llmpilot.engine.openai import OpenAIEngine
 from llmpilot.loadtest import Records, Traffic, run_level
 from llmpilot.openai_client.access import Access, resolve
+from llmpilot.openai_client.connecting import connect
 from llmpilot.openai_client.exchange import Exchange, NoAnswerError, ask_now, insists_on_http2, wire_of
+from llmpilot.openai_client.flight import Flight
+from llmpilot.openai_client.http2 import GOAWAY, SETTINGS
 from llmpilot.openai_client.reading import read_answer
 from llmpilot.workload import fit, from_lengths
 
@@ -283,3 +288,33 @@ def test_what_a_kept_connection_refuses_is_sent_again() -> None:
     assert set(records.failure) <= {"", "unfinished"}
     assert records.notes["reconnects"] > 0
     assert (records.failure == "").sum() > 2
+
+
+def test_a_connection_that_takes_no_more_requests_is_closed() -> None:
+    hung_up = threading.Event()
+
+    def serve(listening: socket.socket) -> None:
+        with listening.accept()[0] as peer:
+            peer.settimeout(5)
+            peer.sendall(frame(SETTINGS, 0, 0, b"") + frame(GOAWAY, 0, 0, bytes(8)))
+            with suppress(ConnectionError):
+                while peer.recv(65536):
+                    pass
+            hung_up.set()
+
+    async def stay(url: str) -> str:
+        connection = await connect(resolve(Access(url, http2=True)), 5)
+        there = await asyncio.get_running_loop().run_in_executor(None, hung_up.wait, 5)
+        assert there
+        assert not connection.usable
+        # Whoever does not know yet is told at once, and does not wait for an answer that will not come.
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        flight = Flight(0, b"GET / HTTP/1.1\r\n\r\n", 1, 1)
+        flight.on_end = lambda _, kind: ended.set_result(kind)
+        connection.send(flight)
+        return await asyncio.wait_for(ended, 5)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, args=(listening,), daemon=True).start()
+        ended = asyncio.run(stay(f"http://127.0.0.1:{listening.getsockname()[1]}"))
+    assert ended == "reset_before_response"
