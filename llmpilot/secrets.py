@@ -50,6 +50,11 @@ def remember(values: Iterable[str]) -> None:
     _met.update(value for value in values if len(value) >= _SHORTEST)
 
 
+def remembered() -> tuple[str, ...]:
+    """Return what `remember` was told, for another process of ours."""
+    return tuple(_met)
+
+
 def is_secret_name(name: str) -> bool:
     """Whether a key of the configuration by this name holds a secret."""
     return _SECRET_KEY.search(name) is not None or _HEADERS.search(name) is not None

@@ -106,6 +106,11 @@ class OpenAIEngine(InferenceEngine):
         """Whether prompts are token ids, of exact length."""
         return self.api != "chat" and self.prompt != "text"
 
+    @property
+    def repeats_prompts(self) -> bool:
+        """Whether a request of several sequences is sent as so many prompts."""
+        return self.api != "chat" and self.sequences == "prompts"
+
     def ways(self, api: Literal["completions", "chat"] | None = None) -> list["OpenAIEngine"]:
         """Return the engine as it may be settled, best first; `api` is the one that the URL names, if any."""
         wanted = self.api if self.api != "auto" else api or "auto"
@@ -165,4 +170,4 @@ class OpenAIEngine(InferenceEngine):
 
     def prompts_for(self, asked: Asked) -> int:
         """Return how many prompts a request is sent as."""
-        return asked.sequences if self.api != "chat" and self.sequences == "prompts" else 1
+        return asked.sequences if self.repeats_prompts else 1

@@ -32,6 +32,7 @@ from llmpilot.loadtest.watch import watching
 from llmpilot.loadtest.worker import Job
 from llmpilot.loadtest.worker_log import Part
 from llmpilot.openai_client.http import clock_ns
+from llmpilot.secrets import remembered
 from llmpilot.workload import Requests
 
 USERS_PER_WORKER = 256
@@ -42,12 +43,13 @@ def run_http_level(endpoint: HttpEndpoint, traffic: Traffic, level: float) -> Re
     """Measure one level of the ladder: warm-up, steady window, and the drain behind it.
 
     Raises:
-        PilotError: a worker process has died.
+        PilotError: a worker process has died, or the service's name is known no more.
     """
     load = traffic.load
     workers = _workers(endpoint.client.workers, level if load.arrival == "closed" else None)
     nonce = SystemRandom().getrandbits(20)
-    jobs = [Job(endpoint, traffic, level, index, workers, nonce) for index in range(workers)]
+    secrets = remembered()
+    jobs = [Job(endpoint, traffic, level, index, workers, nonce, secrets) for index in range(workers)]
     with watching(endpoint, load) as watch, _started(jobs) as channels:
         _gather(channels, "ready")
         start_ns = clock_ns() + HEAD_START_NS
@@ -70,6 +72,7 @@ def run_http_level(endpoint: HttpEndpoint, traffic: Traffic, level: float) -> Re
         start_ns,
         traffic,
         replace_inputs=not endpoint.engine.takes_token_ids,
+        repeated=endpoint.engine.repeats_prompts,
         server=None if watch is None else watch.samples(),
     )
 
@@ -133,6 +136,8 @@ def _gather(channels: list[Connection], expected: str) -> dict[Connection, Any]:
                     "a worker process of the load test has died",
                     cure="look above for why, and at free memory",
                 ) from None
+            if message[0] == "refused":
+                raise message[1]
             if message[0] == "error":
                 raise RuntimeError(f"a worker process of the load test failed:\n{message[1]}")
             if message[0] == "done":
@@ -150,6 +155,7 @@ def _join(
     traffic: Traffic,
     *,
     replace_inputs: bool,
+    repeated: bool,
     server: ServerSamples | None,
 ) -> Records:
     """Return the workers' parts as one table in the order of sending, in microseconds from the start."""
@@ -170,11 +176,14 @@ def _join(
     succeeded = failure == ""
     last_us, ended_us = microseconds(column("last_ns")), microseconds(column("ended_ns"))
     done_us = np.where(succeeded, last_us, np.where(failure == "unfinished", -1, ended_us))
-    row, counted, asked = row[order], column("input_tokens")[order], None
+    row, counted, cached = row[order], column("input_tokens")[order], column("cached_tokens")[order]
+    asked = None
     if talks is None:
         requests = _rows(traffic, row)
     else:
         requests, asked = requests_of(talks, row, column("prompt_tokens")[order])
+    if repeated:
+        counted, cached = _of_one_prompt(requests, counted, cached)
     if replace_inputs:
         asked = requests.input_tokens if asked is None else asked
         requests = _with_counted_inputs(requests, counted)
@@ -194,7 +203,7 @@ def _join(
         server=server,
         first_answer_us=microseconds(column("first_answer_ns"))[order],
         hidden_tokens=column("hidden_tokens")[order],
-        cached_tokens=column("cached_tokens")[order],
+        cached_tokens=cached,
         conversation=None if talks is None else conversation_of(row),
         turn=None if talks is None else turn_of(row),
         counted_input_tokens=counted,
@@ -217,6 +226,22 @@ def _gaps(
 def _rows(traffic: Traffic, row: NDArray[np.int64]) -> Requests:
     source = traffic.requests()
     return source.take(int(row.max()) + 1 if len(row) else 0).take(row)
+
+
+def _of_one_prompt(
+    requests: Requests, counted: NDArray[np.int64], cached: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return what the server counted, and had in its cache, of each of the prompts that a request sends.
+
+    Most servers add them all up; a count that is nearer to the length of one is taken for that.
+    """
+    copies = requests.batch_size
+    prompts = np.where(counted > requests.input_tokens * np.sqrt(copies), copies, 1)
+    each = (np.rint(values / prompts).astype(np.int64) for values in (counted, cached))
+    counted_each, cached_each = (
+        np.where(values > 0, one, values) for one, values in zip(each, (counted, cached), strict=True)
+    )
+    return counted_each, cached_each
 
 
 def _with_counted_inputs(requests: Requests, counted: NDArray[np.int64]) -> Requests:

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection as Channel
 from typing import Any
@@ -22,14 +22,16 @@ from typing import Any
 import numpy as np
 
 from llmpilot.deploy.endpoint import HttpEndpoint
+from llmpilot.errors import PilotError
 from llmpilot.loadtest.traffic import Traffic
 from llmpilot.loadtest.worker_log import Log, Part
 from llmpilot.loadtest.worker_talks import ClosedTalks, OpenTalks, TurnWriter
 from llmpilot.loadtest.worker_users import SECOND, ClosedLoop, OpenLoop, Plan, Rows, Sender, Writer
-from llmpilot.openai_client.access import resolve
+from llmpilot.openai_client.access import Target, resolve
+from llmpilot.openai_client.connecting import said_of
 from llmpilot.openai_client.http import clock_ns
 from llmpilot.openai_client.reading import read_answer
-from llmpilot.secrets import redact
+from llmpilot.secrets import redact, redact_foreign, remember
 from llmpilot.workload import ConversationSource
 
 MAX_CONNECTIONS_AHEAD = 64
@@ -39,7 +41,10 @@ RAMP_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Job:
-    """One worker's share of a level: worker `index` of `workers`. `nonce` makes its prompts new ones."""
+    """One worker's share of a level: worker `index` of `workers`. `nonce` makes its prompts new ones.
+
+    `secrets` are to be hidden in what servers say.
+    """
 
     endpoint: HttpEndpoint
     traffic: Traffic
@@ -47,6 +52,7 @@ class Job:
     index: int
     workers: int
     nonce: int
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
 def main(fd: int) -> None:
@@ -62,6 +68,8 @@ def main(fd: int) -> None:
             channel.send(("done", part))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise
+        except PilotError as error:
+            channel.send(("refused", error))
         except BaseException:
             channel.send(("error", traceback.format_exc()))
 
@@ -77,7 +85,8 @@ def _run(level: Any) -> Part:
 async def _level(job: Job, channel: Channel) -> Part:
     loop = asyncio.get_running_loop()
     load, endpoint = job.traffic.load, job.endpoint
-    target = await loop.run_in_executor(None, resolve, endpoint.access)
+    remember((*job.secrets, *_credentials(endpoint)))
+    target = await loop.run_in_executor(None, _found, endpoint)
     log = Log()
     sender = await _prepare(job, log, target, lambda: channel.send(("quiet",)))
     gc.collect()
@@ -108,7 +117,7 @@ async def _level(job: Job, channel: Channel) -> Part:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     gc.enable()
-    part = log.read(read_answer, partial(redact, extra=_credentials(endpoint)))
+    part = log.read(read_answer, partial(_hidden, _credentials(endpoint)))
     part.notes |= _own_state(sender, busy)
     return part
 
@@ -149,6 +158,27 @@ def _writer(job: Job, lanes: int) -> Writer:
 
 def _turns(job: Job, conversations: ConversationSource) -> TurnWriter:
     return TurnWriter(job.endpoint, conversations, job.traffic.seed, job.nonce)
+
+
+def _found(endpoint: HttpEndpoint) -> Target:
+    """Return where the service is.
+
+    Raises:
+        PilotError: its name is known no more.
+    """
+    try:
+        return resolve(endpoint.access)
+    except OSError as error:
+        raise PilotError(
+            "the service cannot be found any more",
+            given=said_of(error),
+            cure="look at the network and its name server, then start again: the same command goes on "
+            "behind the levels that are there",
+        ) from None
+
+
+def _hidden(credentials: tuple[str, ...], text: str) -> str:
+    return redact_foreign(redact(text, credentials))
 
 
 def _credentials(endpoint: HttpEndpoint) -> tuple[str, ...]:

@@ -101,7 +101,7 @@ class Log:
         failures: list[str] = []
         response_ids: list[str] = []
         methods: Counter[str] = Counter()
-        samples = dict(self.messages)
+        samples = {kind: hide(said) for kind, said in self.messages.items()}
         totals: Counter[str] = Counter()
         columns = self._columns
         for i in range(n):

@@ -4,12 +4,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from llmpilot.config import Load
+from llmpilot.config import Load, Sla
 from llmpilot.deploy.endpoint import ClientSettings, HttpEndpoint
 from llmpilot.emulator import FixedTiming, Options, example_service, in_process
 from llmpilot.engine.openai import OpenAIEngine
 from llmpilot.loadtest import Records, Traffic, run_level
 from llmpilot.loadtest.client_error import bottleneck, compare
+from llmpilot.metrics import summarize
 from llmpilot.workload import Requests, fit, from_lengths
 
 WORKLOAD = fit(lambda: [from_lengths([5, 40], [1, 12])])
@@ -181,3 +182,14 @@ def test_error_against_the_truth_is_paired_by_request(measured: tuple[dict[str, 
     assert "TTFT p50 is 40.0 ms" in bottleneck({"busy_share": 0.1}, late)
     slow = {"ttft_ms": {"p50": 2_000.0, "p99": 9_000.0}, "itl_ms": {"p50": 50.0, "p99": 90.0}}
     assert bottleneck({"busy_share": 0.1}, {**late, "itl_error_ms": {"p50": 0.1}}, slow) == ""
+
+
+@pytest.mark.parametrize("name", ["prompts", "n"])
+def test_what_the_server_counts_is_the_length_of_one_prompt(
+    name: str, measured: tuple[dict[str, Records], pa.Table]
+) -> None:
+    records = measured[0][name]
+    assert (records.requests.batch_size == 3).all()
+    assert records.counted_input_tokens is not None
+    assert set(records.counted_input_tokens[records.failure == ""].tolist()) == {9}
+    assert summarize(records, Sla())["fidelity"]["problem"] is None
