@@ -91,6 +91,19 @@ def test_aiperf_names_the_gpus_that_its_telemetry_saw(tmp_path: Path) -> None:
     assert row["model"] == "bigcode/starcoder"
 
 
+@pytest.mark.parametrize(
+    ("unit", "ms"), [("ms", 7), ("s", 7000), ("sec", 7000), ("us", 0.007), ("ticks", None)]
+)
+def test_aiperf_states_its_units(unit: str, ms: float | None, tmp_path: Path) -> None:
+    export = json.loads((FIXTURES / "aiperf/profile_export_aiperf.json").read_text())
+    export["time_to_first_token"] = {"unit": unit, "avg": 7.0, "p50": 7.0}
+    assert row_of(tmp_path, export).get("ttft_ms_p50") == (None if ms is None else pytest.approx(ms))
+    line = json.loads((FIXTURES / "aiperf/profile_export.jsonl").read_text().splitlines()[-1])
+    line["metrics"]["time_to_first_token"] = {"unit": unit, "value": 7.0}
+    found = row_of(tmp_path, json.dumps(line), "profile_export.jsonl").get("ttft_ms_p50")
+    assert found == (None if ms is None else pytest.approx(ms))
+
+
 def stack(role: str, replicas: int, count: int, tp: int) -> dict[str, Any]:
     accelerator = {
         "model": "NVIDIA-H100-80GB-HBM3",

@@ -41,8 +41,8 @@ RATES = {
     "throughput_out_tok_s": "output_token_throughput",
     "throughput_total_tok_s": "total_token_throughput",
 }
-SECONDS_IN_MS = {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3, "sec": 1e3}
-"""AIPerf's unit -> what makes ms of it."""
+MS = {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3, "sec": 1e3}
+"""AIPerf's unit -> what makes ms of it; of another one nothing is known."""
 CSV_NAMES = {
     "Time to First Token": "time_to_first_token",
     "Inter Token Latency": "inter_token_latency",
@@ -98,8 +98,7 @@ def _row(export: Mapping[str, Any]) -> Row:
     row: Row = {"client": "aiperf", "notes": []}
     for latency, names in LATENCIES.items():
         metric = next((found for name in names if isinstance(found := export.get(name), dict)), None)
-        if metric is not None:
-            scale = SECONDS_IN_MS.get(str(metric.get("unit")), 1.0)
+        if metric is not None and (scale := MS.get(str(metric.get("unit")))) is not None:
             row |= figures(latency, {**metric, "mean": metric.get("avg")}, scale)
     for column, name in RATES.items():
         if (rate := number(at(export, name, "avg"))) is not None:
@@ -220,7 +219,9 @@ def _read_lines(file: ResultFile) -> list[Row]:
 def _values_ms(metrics: Mapping[str, Any], names: tuple[str, ...]) -> list[float]:
     """Return a request's value of a metric, or its values, in ms."""
     metric = next((found for name in names if isinstance(found := metrics.get(name), dict)), {})
-    scale = SECONDS_IN_MS.get(str(metric.get("unit")), 1.0)
+    scale = MS.get(str(metric.get("unit")))
+    if scale is None:
+        return []
     values = metric.get("value")
     listed = values if isinstance(values, list) else [values]
     return [found * scale for value in listed if (found := number(value)) is not None]
