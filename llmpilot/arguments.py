@@ -7,6 +7,7 @@ for Hydra, and its quotes for the shell. What is shown as a cure is ready to be 
 import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,6 +19,7 @@ from llmpilot.errors import ConfigError, did_you_mean
 from llmpilot.secrets import secret_values
 
 MULTIRUN = ("-m", "--multirun")
+CONFIG_DIR = ("-cd", "--config-dir")
 KEY = re.compile(r"(\+\+|\+|~)?([A-Za-z_][\w-]*)((?:[./@:][\w.@:-]+)*)")
 """Of `+gpu.count`: the mark, the group, and the rest of the key."""
 
@@ -58,12 +60,20 @@ def refuse_unreadable(arguments: Sequence[str]) -> None:
 def refuse_unknown_options(arguments: Sequence[str]) -> None:
     """Refuse an option that a group does not have, in a sweep's list too; ids of LLMs are not looked at here.
 
+    Options of one's own are those in the folder of `--config-dir`; where `hydra.searchpath` names others,
+    Hydra itself looks for them.
+
     Raises:
         ConfigError: says which there are, and which may have been meant.
     """
+    if any(key_of(argument) == "hydra.searchpath" for argument in arguments):
+        return
+    folder = _folder_of_ones_own(arguments)
     for argument in arguments:
         group = _group(argument)
         known = catalog.options(group, with_hf=True) if group else []
+        if known and folder is not None:
+            known = [*known, *(file.stem for file in sorted((folder / group).glob("*.y*ml")))]
         pattern = _pattern(argument) if known else None
         if pattern is not None and not pattern.filter(known):
             raise ConfigError(
@@ -197,6 +207,15 @@ def _waiting(argument: str) -> str:
 def _value(argument: str) -> Any:
     override = _parsed(argument)
     return (None, None) if override is None else (type(override.value()), override.value())
+
+
+def _folder_of_ones_own(arguments: Sequence[str]) -> Path | None:
+    """Return the folder of `--config-dir`, if there is one."""
+    for flag, following in zip(arguments, (*arguments[1:], ""), strict=True):
+        name, equals, value = flag.partition("=")
+        if name in CONFIG_DIR:
+            return Path(value if equals else following).expanduser()
+    return None
 
 
 def _group(argument: str) -> str:

@@ -91,7 +91,7 @@ def test_it_is_simulated(run: Run, options: str) -> None:
 
 
 def test_more_than_its_memory_fails_at_start(run: Run, options: str) -> None:
-    ran = run("--config-dir", options, *CELL, "engine=metronome", "max_batch_weight=10_000_000")
+    ran = run(f"--config-dir={options}", *CELL, "engine=metronome", "max_batch_weight=10_000_000")
     assert ran.code == 2
     assert "metronome (simulated) has no room for a KV cache of 10,000,000 tokens" in ran.err
 
@@ -114,3 +114,9 @@ def test_a_place_that_it_has_not_is_refused(run: Run, options: str) -> None:
     assert ran.code == 2
     assert "engine=metronome does not run in deployment=process" in ran.err
     assert "engine=metronome deployment=simulated" in ran.err
+
+
+def test_a_misspelt_option_of_ones_own_gets_a_suggestion(run: Run, options: str) -> None:
+    ran = run("--config-dir", options, *CELL, "engine=metronom")
+    assert ran.code == 2
+    assert "did you mean 'metronome'?" in ran.err
