@@ -89,9 +89,9 @@ class Connection(asyncio.Protocol):
         self._framing, self._left = _HEAD, 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection stands."""
+        """The connection stands, unless it is lost again: of one in a tunnel we hear late."""
         self.transport = transport  # type: ignore[assignment]
-        self.usable = True
+        self.usable = not transport.is_closing()
 
     def send(self, flight: Flight) -> None:
         """Send a request; the clock is read right before its first byte leaves."""

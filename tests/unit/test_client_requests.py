@@ -1,5 +1,6 @@
 """What the client sends: prompts of exact lengths that no cache knows, in the fields of each dialect."""
 
+import asyncio
 import json
 from itertools import pairwise
 
@@ -11,7 +12,9 @@ from llmpilot.engine.openai import Asked, OpenAIEngine
 from llmpilot.engine.words import TextPrompts
 from llmpilot.loadtest.client_prompts import SAFE_IDS, TokenIdPrompts, id_range
 from llmpilot.openai_client.access import Access
-from llmpilot.openai_client.http import head_of, request
+from llmpilot.openai_client.flight import Flight
+from llmpilot.openai_client.http import Connection, head_of, request
+from llmpilot.openai_client.http2 import Http2Connection
 
 GREEDY = Asked(8, 16, 1, True, 0.7, 40, 0.9)
 SAMPLED = GREEDY._replace(greedy=False)
@@ -103,3 +106,26 @@ def test_request_is_http() -> None:
         lines
     )
     assert lines[-1] == "{}"
+
+
+class Closing(asyncio.Transport):
+    """A transport that is lost when the connection hears of it."""
+
+    def is_closing(self) -> bool:
+        return True
+
+    def abort(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("connection", [Connection(None), Http2Connection(None, b"https")])
+def test_what_is_sent_on_a_connection_that_is_lost_already_fails_at_once(connection: Connection) -> None:
+    async def drive() -> str:
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        flight = Flight(0, b"POST / HTTP/1.1\r\n\r\n", 1, 1)
+        flight.on_end = lambda _, kind: ended.set_result(kind)
+        connection.connection_made(Closing())
+        connection.send(flight)
+        return await asyncio.wait_for(ended, 5)
+
+    assert asyncio.run(drive()) == "reset_before_response"
