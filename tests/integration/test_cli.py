@@ -201,7 +201,7 @@ def test_an_interrupted_run_is_kept_and_resumed(run: Run, monkeypatch: pytest.Mo
     assert is_documented(read("r.json"))
 
 
-LONG = ("tuner=none", "load.users=[1,128]", "load.duration_s=400000")
+LONG = ("tuner=none", "load.users=[1,128]", "load.duration_s=30000")
 
 
 def test_ctrl_c_in_the_middle_of_a_level(workdir: Path) -> None:
