@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _WORDS = 1 << 15
-_SCATTER = 2_654_435_761  # odd, so that consecutive numbers begin far from each other in the pool
+SCATTER = 2_654_435_761  # odd, so that consecutive numbers begin far from each other in the pool
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TextPrompts:
         while left and len(own) < words:
             left, digit = divmod(left, len(self._COMMON))
             own.append(self._COMMON[digit])
-        rest, start = words - len(own), number * _SCATTER % _WORDS
+        rest, start = words - len(own), number * SCATTER % _WORDS
         while rest > 0:
             own += self._pool[start : start + min(rest, _WORDS)]
             rest -= _WORDS

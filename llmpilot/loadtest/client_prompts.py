@@ -6,11 +6,12 @@ pool of random ids, all of the same number of digits, so that a slice needs no r
 
 import numpy as np
 
+from llmpilot.engine.words import SCATTER
+
 SAFE_IDS = (1000, 9999)
 """Ids that the vocabulary of every LLM in use has, and that are no special tokens."""
 
 _POOL_IDS = 1 << 17
-_SCATTER = 2_654_435_761  # odd, so that consecutive numbers begin far from each other in the pool
 
 
 def id_range(vocabulary_size: int | None) -> tuple[int, int]:
@@ -43,7 +44,7 @@ class TokenIdPrompts:
         own = self._number_as_ids(number)[:tokens]
         rest = tokens - len(own)
         parts = [b",".join(own)]
-        start = number * _SCATTER % _POOL_IDS
+        start = number * SCATTER % _POOL_IDS
         while rest > 0:
             count = min(rest, _POOL_IDS)
             at = start * self._width

@@ -25,8 +25,9 @@ from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.errors import PilotError
 from llmpilot.loadtest.traffic import Traffic
 from llmpilot.loadtest.worker_log import Log, Part
+from llmpilot.loadtest.worker_sender import SECOND, Plan, Sender
 from llmpilot.loadtest.worker_talks import ClosedTalks, OpenTalks, TurnWriter
-from llmpilot.loadtest.worker_users import SECOND, ClosedLoop, OpenLoop, Plan, Rows, Sender, Writer
+from llmpilot.loadtest.worker_users import ClosedLoop, OpenLoop, Rows, Writer
 from llmpilot.openai_client.access import Target, resolve
 from llmpilot.openai_client.connecting import said_of
 from llmpilot.openai_client.http import clock_ns
@@ -193,9 +194,8 @@ def _own_state(sender: Sender, busy: list[tuple[int, int]]) -> dict[str, Any]:
         share = (busy[1][0] - busy[0][0]) / (busy[1][1] - busy[0][1])
     lags_ms = np.asarray(sender.lags_ns, dtype=np.float64) / 1e6
     p50, p99 = np.percentile(lags_ms, (50, 99)).tolist() if len(lags_ms) else (None, None)
-    histories = sender.facts() if isinstance(sender, ClosedTalks | OpenTalks) else None
     return {
-        "histories": histories,
+        "histories": sender.histories(),
         "busy_share": share,
         "lag_ms_p50": p50,
         "lag_ms_p99": p99,

@@ -6,17 +6,16 @@ stamps of other answers do not wait for it; see `openai_client.said`.
 
 from abc import abstractmethod
 from array import array
-from collections import deque
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from llmpilot.deploy.endpoint import HttpEndpoint
 from llmpilot.engine.openai import Asked
 from llmpilot.loadtest.first_look import looks_good
 from llmpilot.loadtest.histories import IdHistories, histories_of
 from llmpilot.loadtest.talk_rows import row_of
-from llmpilot.loadtest.worker_users import SECOND, Sender
-from llmpilot.openai_client.connecting import connect
+from llmpilot.loadtest.worker_sender import SECOND, Arrivals, Sender, User, Users
 from llmpilot.openai_client.flight import Flight
 from llmpilot.openai_client.http import Connection, clock_ns, head_of, request
 from llmpilot.openai_client.said import Said, reading
@@ -163,8 +162,8 @@ class _Talks(Sender):
         if not self._over:
             self.send_turn(talk, flight)
 
-    def facts(self) -> dict[str, float | int]:
-        """Return what histories took; see the notes of `Records`."""
+    def histories(self) -> dict[str, Any] | None:
+        """Return what histories took."""
         histories, slices_ns = self.turns.histories, self.slices_ns
         made_up = histories.made_up if isinstance(histories, IdHistories) else 0
         return {
@@ -176,36 +175,19 @@ class _Talks(Sender):
         }
 
 
-class User:
-    """A closed-loop user: its connection, what it will begin with next, and how often it failed in a row."""
-
-    __slots__ = ("connection", "failures", "next", "number")
-
-    def __init__(self, lane: int) -> None:
-        self.number = lane
-        self.connection: Connection | None = None
-        self.next: Flight | None = None
-        self.failures = 0
-
-
-class ClosedTalks(_Talks):
+class ClosedTalks(_Talks, Users):
     """Users who hold one conversation after the other, each the conversations of its own lane."""
 
-    async def prepare(self, users: range, lanes: int, ramp_ns: int) -> None:
-        """Connect every user, and write everyone's first turn."""
-        self._lanes, self._users, self._ramp_ns = lanes, [User(lane) for lane in users], ramp_ns
-        for user in self._users:
-            self._write_next(user)
-            try:
-                user.connection = await connect(self.target, self.settings.connect_timeout_s)
-            except OSError:
-                return  # it will be counted when its turn is due
+    def write(self, user: User) -> Flight:
+        """Return the first turn of the user's next conversation."""
+        talk = self.turns.begin(user.number)
+        talk.user = user
+        return self.turns.write(talk)
 
-    def start(self) -> None:
-        """Let the users begin one after the other, over the ramp."""
-        for user in self._users:
-            lane = user.number % self._lanes
-            self.at(self.plan.start_ns + self._ramp_ns * lane // self._lanes, partial(self._begin, user))
+    def go(self, user: User, flight: Flight) -> None:
+        """Begin a conversation."""
+        assert isinstance(flight.owner, Talk)
+        self.send_turn(flight.owner, flight)
 
     def free(self, talk: Talk, connection: Connection | None) -> None:
         """Give the user its connection back."""
@@ -214,42 +196,22 @@ class ClosedTalks(_Talks):
 
     def ended(self, talk: Talk, good: bool) -> None:
         """Let the user begin its next conversation, after a while if this one has failed."""
-        user, settings = talk.user, self.settings
-        assert user is not None
+        assert talk.user is not None
         if good:
-            user.failures = 0
-            self._begin(user)
-            return
-        pause_s = min(settings.max_backoff_s, settings.backoff_s * 2.0**user.failures)
-        user.failures = min(user.failures + 1, 30)
-        self.loop.call_later(pause_s, self._begin, user)
+            talk.user.failures = 0
+            self.go_on(talk.user)
+        else:
+            self.loop.call_later(self.backoff_s(talk.user), self.go_on, talk.user)
 
     def send_turn(self, talk: Talk, flight: Flight) -> None:
         """Send a turn: its user sees it go out now."""
         assert talk.user is not None
         self.send(flight, talk.user.connection)
         if not talk.goes_on:
-            self.loop.call_soon(self._write_next, talk.user)
-
-    def _begin(self, user: User) -> None:
-        if self._over:
-            return
-        if user.next is None:
-            self._write_next(user)
-        flight, user.next = user.next, None
-        assert flight is not None
-        assert isinstance(flight.owner, Talk)
-        self.send_turn(flight.owner, flight)
-
-    def _write_next(self, user: User) -> None:
-        if user.next is None:
-            talk = self.turns.begin(user.number)
-            talk.user = user
-            user.next = self.turns.write(talk)
-            user.number += self._lanes
+            self.loop.call_soon(self.write_next, talk.user)
 
 
-class OpenTalks(_Talks):
+class OpenTalks(_Talks, Arrivals):
     """Conversations that begin at their scheduled times, whatever the service does.
 
     Latency counts from when a turn is due: for the first of a conversation that is its schedule, for others
@@ -258,57 +220,24 @@ class OpenTalks(_Talks):
 
     LOOK_AHEAD = 16
 
-    async def prepare(self, starts_ns: "array[int]", lane: int, lanes: int, connections: int) -> None:
-        """Open some connections; write the first turns. `starts_ns` count from the level's start."""
-        self._starts_ns, self._number, self._lanes = starts_ns, lane, lanes
-        self._at = self._written = 0
-        self._ready: deque[Flight] = deque()
-        self._idle: list[Connection] = []
-        self._write_ahead()
-        for _ in range(connections):
-            try:
-                self._idle.append(await connect(self.target, self.settings.connect_timeout_s))
-            except OSError:
-                return
+    def write(self, number: int) -> Flight:
+        """Return the first turn of conversation `number`."""
+        return self.turns.write(self.turns.begin(number))
 
-    def start(self) -> None:
-        """Wait for the first conversation."""
-        self._begin_due()
+    def go(self, flight: Flight, due_ns: int) -> None:
+        """Begin a conversation."""
+        talk = flight.owner
+        assert isinstance(talk, Talk)
+        talk.due_ns = due_ns
+        self.send_turn(talk, flight)
 
     def free(self, talk: Talk, connection: Connection | None) -> None:
         """Keep the connection for another turn of anybody."""
-        if connection is not None:
-            self._idle.append(connection)
+        self.keep(connection)
 
     def ended(self, talk: Talk, good: bool) -> None:
         """Others begin at their own times."""
 
     def send_turn(self, talk: Talk, flight: Flight) -> None:
         """Send a turn over any connection that is free."""
-        connection = None
-        while self._idle and connection is None:
-            connection = self._idle.pop()
-            connection = connection if connection.usable else None
-        self.send(flight, connection, begun_ns=talk.due_ns)
-
-    def _begin_due(self) -> None:
-        if self._over:
-            return
-        start_ns, starts_ns = self.plan.start_ns, self._starts_ns
-        while self._at < len(starts_ns) and (due_ns := start_ns + starts_ns[self._at]) <= clock_ns():
-            self._at += 1
-            if not self._ready:
-                self._write_ahead()
-            flight = self._ready.popleft()
-            assert isinstance(flight.owner, Talk)
-            flight.owner.due_ns = due_ns
-            self.send_turn(flight.owner, flight)
-        if self._at < len(starts_ns):
-            self.at(start_ns + starts_ns[self._at], self._begin_due)
-        self.loop.call_soon(self._write_ahead)
-
-    def _write_ahead(self) -> None:
-        while len(self._ready) < self.LOOK_AHEAD and self._written < len(self._starts_ns):
-            self._ready.append(self.turns.write(self.turns.begin(self._number)))
-            self._number += self._lanes
-            self._written += 1
+        self.send(flight, self.idle(), begun_ns=talk.due_ns)

@@ -14,7 +14,8 @@ from llmpilot.engine.tgis import TgisEngine
 from llmpilot.engine.vllm import VllmEngine
 from llmpilot.errors import ConfigError
 from llmpilot.loadtest import Traffic, open_traffic, run_level
-from llmpilot.loadtest.worker_users import ClosedLoop, Plan, User
+from llmpilot.loadtest.worker_sender import Plan, User
+from llmpilot.loadtest.worker_users import ClosedLoop
 from llmpilot.workload import ThinkTimes, WorkloadModel, load_workload
 
 GPU = catalog.gpus(["h100"])["h100"]
@@ -152,7 +153,7 @@ def test_users_of_real_services_begin_within_the_ramp_or_when_they_have_thought(
     loop.plan, loop.thinking = Plan(1_000, 10_000, 20_000), times
     loop.at = lambda when_ns, _: begun_ns.append(when_ns)
     for user in loop.users:
-        user.row += loop.lanes  # as its first request is written before the level begins
+        user.number += loop.lanes  # as its first request is written before the level begins
     loop.start()
     waited_ns = [25, 50, 75] if times is None else [round(times.pause_s(n) * 1e9) for n in (1, 2, 3)]
     assert begun_ns == [1_000 + wait_ns for wait_ns in waited_ns]
