@@ -28,7 +28,7 @@ class Stream:
 
     `made` counts the tokens that the engine made, `written` those that were sent. `ticket` is the engine's.
     `swift` says that the next token is `prepared`, and that nothing else happens when it is sent.
-    `cached_tokens` of the prompt were in a prefix cache; -1: there is none, or that is not known yet.
+    `cached_tokens` of the prompt were in a prefix cache; -1: nobody has looked.
     """
 
     __slots__ = (

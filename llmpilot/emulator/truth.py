@@ -30,8 +30,8 @@ class Sent(NamedTuple):
     """One prompt's answer. Times are of the monotonic clock [ns], comparable between processes of a machine.
 
     `sent_ns` is read right before the write; all `copies` (n) of a token leave in one write. Without
-    streaming every token is sent with the whole answer. `cached_tokens` of the prompt were in a prefix cache,
-    -1: there is none.
+    streaming every token is sent with the whole answer. `cached_tokens` of the prompt were in a prefix cache:
+    0 where a simulated engine keeps none, -1 with fixed timing and no `prefix_cache_tokens`.
     """
 
     request_id: str

@@ -1,7 +1,9 @@
 """Server-sent events as the WHATWG standard has them, read liberally: servers and proxies write all kinds."""
 
+import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
 MAX_LINES = 1000
 """Over which the data of one event may go on: far more than any server writes."""
@@ -9,6 +11,8 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONE_RETURN = re.compile(rb"\r(?!\n)")
 
 DATA, ERROR, OTHER = b"", b"error", b"other"
+
+_raw_decode = json.JSONDecoder(strict=False).raw_decode
 
 
 def with_plain_lines(body: bytes) -> bytes:
@@ -54,3 +58,17 @@ def events(body: bytes, cut: bool = False) -> Iterator[tuple[bytes, int, bytes]]
 def ends_at(body: bytes, last: int) -> bool:
     """Whether an event ends behind the line that ends at `last`."""
     return body.startswith((b"\n", b"\r\n"), last + 1)
+
+
+def json_of(data: bytes) -> Any:
+    """Return what the JSON says.
+
+    Raises:
+        ValueError: it is none, or not all of it.
+        RecursionError: it is nested too deeply.
+    """
+    text = data.decode("utf-8", "replace")
+    payload, end = _raw_decode(text)
+    if end != len(text):
+        raise ValueError("more than one JSON")
+    return payload

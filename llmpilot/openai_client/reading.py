@@ -4,11 +4,9 @@ Pure functions of the bytes, where the pieces ended that they arrived in, and wh
 the stream was cut into pieces decides times only, never what was said.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from llmpilot.openai_client.arrivals import CODINGS, Arrivals, UndecodableError, decoded
 from llmpilot.openai_client.counting import (
@@ -20,7 +18,7 @@ from llmpilot.openai_client.counting import (
     message_of,
     number,
 )
-from llmpilot.openai_client.events import ERROR, MAX_LINES, OTHER, ends_at, events, with_plain_lines
+from llmpilot.openai_client.events import ERROR, MAX_LINES, OTHER, ends_at, events, json_of, with_plain_lines
 from llmpilot.openai_client.framing import body_of, encoding_of, split_head
 from llmpilot.openai_client.settling import settle
 
@@ -123,23 +121,6 @@ def read_answer(
     return answer
 
 
-_raw_decode = json.JSONDecoder(strict=False).raw_decode
-
-
-def _parsed(data: bytes) -> Any:
-    """Return what the JSON says.
-
-    Raises:
-        ValueError: it is none, or not all of it.
-        RecursionError: it is nested too deeply.
-    """
-    text = data.decode("utf-8", "replace")
-    payload, end = _raw_decode(text)
-    if end != len(text):
-        raise ValueError("more than one JSON")
-    return payload
-
-
 def _read_whole(body: bytes, tokens: Tokens, asked: int) -> tuple[str, str] | None:
     """Read an answer that is one object, not streamed; return the fault that it states and its words.
 
@@ -147,7 +128,7 @@ def _read_whole(body: bytes, tokens: Tokens, asked: int) -> tuple[str, str] | No
     only where it says that it went on for as many as were asked for.
     """
     try:
-        payload = _parsed(body.strip())
+        payload = json_of(body.strip())
         usage = payload.pop("usage", None) if type(payload) is dict else None
         known = tokens.feed(payload, len(body) - 1)
         if not usage and tokens.finish == "length":
@@ -166,7 +147,7 @@ def _read_whole(body: bytes, tokens: Tokens, asked: int) -> tuple[str, str] | No
 
 def _read_events(body: bytes, tokens: Tokens, cut: bool) -> tuple[str, str]:
     """Read all events of a stream; return the fault that it states, or "", and its words."""
-    feed, parsed = tokens.feed, _parsed
+    feed, parsed = tokens.feed, json_of
     lines = 0
     pending = b""
     for data, last, sort in events(body, cut):
@@ -202,7 +183,7 @@ def _read_events(body: bytes, tokens: Tokens, cut: bool) -> tuple[str, str]:
 def _error_text(data: bytes) -> str:
     """Return what an event that is an error says."""
     try:
-        payload = _parsed(data)
+        payload = json_of(data)
     except (ValueError, RecursionError):
         return _text(data)
     if type(payload) is dict:

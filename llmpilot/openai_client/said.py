@@ -3,7 +3,6 @@
 Read while other answers come in, so in slices: who reads goes on with other things between them.
 """
 
-import json
 import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 
 from llmpilot.openai_client.arrivals import CODINGS, UndecodableError, decoded
 from llmpilot.openai_client.counting import completion_of
-from llmpilot.openai_client.events import ERROR, MAX_LINES, events, with_plain_lines
+from llmpilot.openai_client.events import ERROR, MAX_LINES, events, json_of, with_plain_lines
 from llmpilot.openai_client.framing import body_of, encoding_of, split_head
 
 SLICE_EVENTS, SLICE_CHUNKS, SLICE_IDS = 8, 32, 128
@@ -19,8 +18,6 @@ SLICE_EVENTS, SLICE_CHUNKS, SLICE_IDS = 8, 32, 128
 _LAST_BYTES = 2048
 _IDS = re.compile(rb'"token_ids"\s*:\s*\[([\d\s,]+)\]')
 _COUNT = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')
-
-_raw_decode = json.JSONDecoder(strict=False).raw_decode
 
 
 @dataclass
@@ -120,12 +117,10 @@ def _dechunked(raw: bytes, at: int) -> Generator[None, None, bytes]:
 
 def _parsed(data: bytes) -> Any:
     """Return what JSON says, or None."""
-    text = data.decode("utf-8", "replace")
     try:
-        payload, end = _raw_decode(text)
+        return json_of(data)
     except (ValueError, RecursionError):
         return None
-    return payload if end == len(text) else None
 
 
 def _take(payload: Any, said: Said, texts: list[str]) -> None:
